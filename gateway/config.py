@@ -1,0 +1,145 @@
+"""gateway.toml as frozen structs: every key, its type, its default and its limits.
+
+Pure: bytes in, a `Config` out, or a `ConfigurationError` with every mistake at once. Times are seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Operation = Literal["create", "start", "end", "attach", "detach", "replace", "filter"]
+
+
+class Listen(Struct, frozen=True, forbid_unknown_fields=True):
+    """The public and the admin listener. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    admin_host: str = "127.0.0.1"
+    admin_port: Port = 8081
+    client_prefix: str = "/_gateway/"
+    drain_seconds: Seconds = 10.0
+    max_body_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 262_144
+    max_header_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 16_384
+    max_headers: Annotated[int, Meta(ge=8, le=1000)] = 100
+    max_connections: Annotated[int, Meta(ge=1)] = 10_000
+    header_timeout_seconds: Seconds = 15.0
+    body_timeout_seconds: Seconds = 15.0
+    keepalive_seconds: Seconds = 75.0
+    deny_unmatched: bool = False
+
+
+class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
+    """The product-attach API. `late_apply_seconds`: the longest time after a lost answer within which it may still
+    apply the request."""
+
+    url: str
+    connect_timeout_seconds: Seconds = 2.0
+    response_timeout_seconds: Seconds = 10.0
+    max_connections: Annotated[int, Meta(ge=1, le=65535)] = 256
+    max_queue: Annotated[int, Meta(ge=0, le=65535)] = 512
+    keepalive_seconds: Seconds = 15.0
+    max_answer_bytes: Annotated[int, Meta(ge=1024)] = 8_388_608
+    late_apply_seconds: Annotated[float, Meta(ge=0, le=86400)] = 30.0
+
+
+class Ledger(Struct, frozen=True, forbid_unknown_fields=True):
+    """`hold_seconds`: how long a gateway may take from a reserve to the upstream's answer; a reservation older than
+    that belongs to a gateway that died. `stream_entries`: how many events a bucket's stream keeps."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    timeout_seconds: Seconds = 0.25
+    hold_seconds: Seconds = 20.0
+    retention_seconds: Seconds = 604_800.0
+    stream_entries: Annotated[int, Meta(ge=16, le=1_000_000)] = 1000
+    durability: Literal["primary", "replicated"] = "primary"
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "ag"
+
+
+class Identity(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who is asking: a header, believed only from trusted peers, or a signed token (RFC 7519)."""
+
+    mode: Literal["header", "jwt"] = "header"
+    header: str = "X-Account-Id"
+    trusted_peers: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    issuer: str = ""
+    audience: str = ""
+    algorithms: tuple[str, ...] = ()
+    jwks: str = ""
+    claim: str = "sub"
+    leeway_seconds: Annotated[float, Meta(ge=0, le=300)] = 5.0
+
+
+class Directory(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where accounts, products and sessions are looked up, and how long an answer is believed."""
+
+    url: str = ""
+    account_path: str = "/accounts/{account_id}"
+    product_path: str = "/products/{product_id}"
+    session_path: str = "/live/sessions/{session_id}"
+    list_path: str = "/live/sessions/{session_id}/products"
+    timeout_seconds: Seconds = 2.0
+    ttl_seconds: Seconds = 5.0
+    negative_ttl_seconds: Seconds = 1.0
+    stale_if_error_seconds: Annotated[float, Meta(ge=0, le=86400)] = 30.0
+    max_entries: Annotated[int, Meta(ge=16)] = 100_000
+
+
+class PolicyFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """`file` is relative to the configuration's own folder; empty means the notice as shipped."""
+
+    file: str = ""
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    id_pattern: str = r"[A-Za-z0-9._:-]{1,128}"
+    max_batch_products: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class Route(Struct, frozen=True, forbid_unknown_fields=True):
+    """A request that the gateway understands.
+
+    `product_ids` are JSON pointers (RFC 6901) into the body, `*` for each element; `applied_ids` points into the
+    answer, to what was applied; `extra_members` names body members that are forwarded besides those that the
+    pointers name; `already_there` are statuses that mean the product was attached before.
+    """
+
+    operation: Operation
+    method: str
+    path: str
+    surface: Literal["live_room", "showcase", "short_video", ""] = ""
+    product_ids: tuple[str, ...] = ()
+    applied_ids: str = ""
+    extra_members: tuple[str, ...] = ()
+    already_there: tuple[int, ...] = ()
+    batch: Literal["all_or_nothing"] = "all_or_nothing"
+
+
+_IDS = ("/product_id", "/product_ids/*")
+
+DEFAULT_ROUTES: tuple[Route, ...] = (
+    Route("create", "POST", "/live/sessions", extra_members=("session_id", "account_id", "title")),
+    Route("start", "POST", "/live/sessions/{session_id}/start"),
+    Route("end", "POST", "/live/sessions/{session_id}/end"),
+    Route("attach", "POST", "/live/sessions/{session_id}/products", "live_room", _IDS, "/attached/*"),
+    Route("detach", "DELETE", "/live/sessions/{session_id}/products/{product_id}", "live_room"),
+    Route("replace", "PUT", "/live/sessions/{session_id}/products/{product_id}", "live_room", ("/product_id",)),
+    Route("attach", "POST", "/accounts/{account_id}/showcase/products", "showcase", _IDS, "/attached/*"),
+    Route("filter", "GET", "/accounts/{account_id}/showcase/addable", "showcase"),
+    Route("attach", "POST", "/accounts/{account_id}/videos/{video_id}/products", "short_video", _IDS, "/attached/*"),
+)
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    upstream: Upstream
+    listen: Listen = Listen()
+    ledger: Ledger = Ledger()
+    identity: Identity = Identity()
+    directory: Directory = Directory()
+    policy: PolicyFile = PolicyFile()
+    limits: Limits = Limits()
+    routes: tuple[Route, ...] = DEFAULT_ROUTES

@@ -1,0 +1,52 @@
+"""Background work that outlives the request which started it, and never disappears unseen.
+
+asyncio keeps only weak references to tasks, so one that nobody holds can be collected in mid-flight. A settlement
+must not: every background task of the gateway is started here, and `drain` waits for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Tasks:
+    """A set of running tasks with a name for the log."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task_failed", tasks=self._name, error=repr(error), exc_info=error)
+
+    async def drain(self, limit_seconds: float) -> int:
+        """Wait until all have ended, but no longer than the limit; returns how many are still running."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=limit_seconds)
+        return len(self._running)
+
+    async def cancel(self) -> None:
+        """End what is still running: for loops that would never end by themselves."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
