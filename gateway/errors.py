@@ -124,6 +124,12 @@ class HeadersTooLarge(ClientError):
     status, reason, closes = 431, "headers_too_large", True
 
 
+class InternalError(GatewayError):
+    """The gateway's own fault: what went wrong is in its log, under the decision id."""
+
+    status, reason = 500, "internal_error"
+
+
 class DependencyError(GatewayError):
     """Something behind the gateway failed: the same request may succeed later."""
 
@@ -142,6 +148,12 @@ class LedgerUnavailable(DependencyError):
 
 class DirectoryUnavailable(DependencyError):
     status, reason, retry_after_seconds = 503, "directory_unavailable", 1
+
+
+class IdentityUnavailable(DependencyError):
+    """The keys that tokens are verified with could not be had, so it is not known whether this one is good."""
+
+    status, reason, retry_after_seconds = 503, "identity_unavailable", 1
 
 
 class SessionUnsettled(DependencyError):

@@ -1,0 +1,71 @@
+"""Refusals and failures as replies, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from gateway import refusals
+from gateway.admission.decision import Decision, Reply, encoded
+from gateway.admission.gate import Gate
+from gateway.errors import GatewayError
+from gateway.ledger.steps import Slot, Snapshot
+from gateway.refusals import PolicyReason, SlotView
+
+
+def slot_views(slots: Iterable[Slot]) -> list[SlotView]:
+    return [SlotView(slot.product_id, rfc3339(slot.since_ms), slot.attached) for slot in slots]
+
+
+def rfc3339(since_ms: int) -> str:
+    return datetime.fromtimestamp(since_ms / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def refusal(
+    gate: Gate,
+    decision: Decision,
+    reason: PolicyReason,
+    asked: Sequence[str],
+    foreign: set[str],
+    snapshot: Snapshot | None = None,
+) -> Reply:
+    """403 by the policy. Of the products asked for, foreign ones without a slot are refused."""
+    assert decision.verdict is not None
+    assert decision.surface is not None
+    has_slot = {slot.product_id for slot in snapshot.slots} if snapshot is not None else set()
+    products = []
+    for product_id in asked:
+        allowed = product_id not in foreign or product_id in has_slot
+        products.append((product_id, allowed, None if allowed else reason))
+    problem = refusals.refuse_policy(
+        verdict=decision.verdict,
+        reason=reason,
+        surface=decision.surface,
+        language=decision.language,
+        decision_id=decision.id,
+        now=decision.now,
+        products=products,
+        session_id=decision.session_id,
+        state=snapshot.state if snapshot is not None else None,
+        used=decision.used,
+        slots=slot_views(snapshot.slots) if snapshot is not None else (),
+    )
+    gate.telemetry.refused(
+        decision.surface, problem.rule or decision.verdict.rule, reason, decision.id, decision.session_id, asked
+    )
+    status, headers, body = refusals.answer(problem, decision.language)
+    return Reply(status, encoded(headers) + decision.headers(), body)
+
+
+def failure(gate: Gate, decision: Decision, error: GatewayError) -> Reply:
+    """What the gateway answers itself where a request failed."""
+    problem = refusals.refuse_error(
+        error,
+        language=decision.language,
+        decision_id=decision.id,
+        session_id=decision.session_id,
+        surface=decision.surface,
+    )
+    gate.telemetry.failed(error, decision.id, decision.session_id)
+    status, headers, body = refusals.answer(problem, decision.language, error.retry_after_seconds)
+    return Reply(status, encoded(headers) + decision.headers(), body)

@@ -1,0 +1,101 @@
+"""What is known of one request while it is decided, and what its answer is made of. Pure.
+
+A `Decision` is filled in on the way; whoever answers, with a refusal, an error or the upstream's own words, takes the
+headers from it (contract: every answer on an attach route).
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+from msgspec import Struct
+
+from gateway.config import Operation
+from gateway.policy.model import Surface, Verdict
+from gateway.reading.routes import Match
+from gateway.refusals import Language, rate_limit_headers
+
+Header = tuple[bytes, bytes]
+
+_process = secrets.token_hex(5)
+_numbers = itertools.count(1)
+
+
+def next_decision_id() -> str:
+    """Unique among gateways and restarts, short, and the operation's id in the ledger."""
+    return f"{_process}{next(_numbers):x}"
+
+
+@lru_cache(maxsize=1024)
+def _encoded(headers: tuple[tuple[str, str], ...]) -> tuple[Header, ...]:
+    return tuple((name.encode(), value.encode()) for name, value in headers)
+
+
+def encoded(headers: tuple[tuple[str, str], ...]) -> list[Header]:
+    return list(_encoded(headers))
+
+
+class Incoming(Protocol):
+    """One request as the proxy received it; nothing of it has been believed yet. `target` is the canonical path with
+    the query as it came."""
+
+    method: str
+    target: str
+    match: Match
+    peer_ip: str
+    raw_headers: Sequence[Header]
+
+    async def body(self) -> bytes:
+        """The whole body. Raises `BodyTooLarge`, or a `ClientError` where it stops arriving."""
+        ...
+
+    def forwarded_headers(self) -> list[Header]:
+        """The end-to-end headers, with those that a proxy adds; without length, type, host and identity."""
+        ...
+
+
+class Reply(Struct):
+    """A whole answer. `phrase` is empty where the status' own will do."""
+
+    status: int
+    headers: list[Header]
+    body: bytes
+    phrase: bytes = b""
+
+
+class Decision:
+    """`used` is None as long as the ledger has not said. `now`: seconds since the epoch."""
+
+    __slots__ = ("id", "language", "now", "operation", "session_id", "surface", "used", "verdict")
+
+    def __init__(self, operation: Operation, surface: Surface | None, language: Language, now: float) -> None:
+        self.id = next_decision_id()
+        self.operation = operation
+        self.surface = surface
+        self.language = language
+        self.now = now
+        self.session_id: str | None = None
+        self.verdict: Verdict | None = None
+        self.used: int | None = None
+
+    @property
+    def cap(self) -> int | None:
+        return self.verdict.cap if self.verdict is not None else None
+
+    @property
+    def remaining(self) -> int | None:
+        cap = self.cap
+        if cap is None or (self.used is None and cap > 0):
+            return None
+        return max(0, cap - (self.used or 0))
+
+    def headers(self) -> list[Header]:
+        found = [(b"Attachgate-Decision", self.id.encode())]
+        cap = self.cap
+        if self.operation == "attach" and cap is not None:
+            found += encoded(rate_limit_headers(cap, self.remaining))
+        return found

@@ -1,0 +1,75 @@
+"""What must be known to decide: who asks, whose session it is, whose products they are.
+
+From the directory's memory where it is fresh, without an await; else all misses at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from gateway.directory import Directory
+from gateway.errors import NotSessionOwner, SessionEnded
+from gateway.policy.model import Account, Product, Session, SessionState
+
+
+class Facts(Struct, frozen=True):
+    """`session` is None on surfaces without one; `products` is empty where their owners do not matter."""
+
+    account: Account
+    session: Session | None
+    products: tuple[Product, ...]
+
+
+async def gather(
+    directory: Directory, account_id: str, session_id: str | None, product_ids: Sequence[str]
+) -> Facts:
+    """Raises `AccountUnknown`, `SessionUnknown`, `NotSessionOwner`, `SessionEnded`, `ProductUnknown` or
+    `DirectoryUnavailable`. The products of an account that nothing restricts are not asked for."""
+    account = directory.peek_account(account_id)
+    session = directory.peek_session(session_id) if session_id is not None else None
+    products: list[Product] = []
+    for product_id in product_ids:
+        product = directory.peek_product(product_id)
+        if product is None:
+            break
+        products.append(product)
+    known = len(products) == len(product_ids)
+    if account is None or (session is None and session_id is not None) or not known:
+        account, session, products = await _ask(directory, account_id, session_id, product_ids)
+    if session is not None:
+        check_owner(session, account_id)
+        if session.state is SessionState.ended:
+            raise SessionEnded(f"Session {session.session_id} has ended: nothing can be attached to it any more.")
+    return Facts(account, session, tuple(products))
+
+
+def check_owner(session: Session, account_id: str) -> None:
+    if session.account_id != account_id:
+        raise NotSessionOwner(f"Session {session.session_id} belongs to another account.")
+
+
+async def _ask(
+    directory: Directory, account_id: str, session_id: str | None, product_ids: Sequence[str]
+) -> tuple[Account, Session | None, list[Product]]:
+    async def session() -> Session | None:
+        return await directory.session(session_id) if session_id is not None else None
+
+    found_session, found_account, found_products = await asyncio.gather(
+        session(),
+        directory.account(account_id),
+        directory.products(product_ids),
+        return_exceptions=True,
+    )
+    for found in (found_session, found_account):
+        if isinstance(found, BaseException):
+            raise found
+    assert isinstance(found_account, Account)
+    assert not isinstance(found_session, BaseException)
+    if isinstance(found_products, BaseException):
+        if found_account.recorded:
+            raise found_products
+        found_products = []
+    return found_account, found_session, found_products

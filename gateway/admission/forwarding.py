@@ -1,0 +1,53 @@
+"""Sending on what was understood, and handing back what the upstream said."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from gateway.admission.decision import Decision, Header, Incoming, Reply
+from gateway.admission.gate import Gate
+from gateway.upstream.pool import UpstreamAnswer
+
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"upgrade")
+)
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_LEFT_OUT = _HOP_BY_HOP | _FRAMING
+_JSON: Header = (b"Content-Type", b"application/json")
+
+
+async def forward(
+    gate: Gate, incoming: Incoming, decision: Decision, account_id: str, body: bytes | None
+) -> UpstreamAnswer:
+    """Send a matched request on, once, in the gateway's own words: canonical path and body, and who asks set last.
+
+    The answer is not compressed, since what it says was applied must be readable. Raises as `Pool.request` does.
+    """
+    headers = [header for header in incoming.forwarded_headers() if header[0].lower() != b"accept-encoding"]
+    if body is not None:
+        headers.append(_JSON)
+    headers.append((b"Attachgate-Decision", decision.id.encode()))
+    identity = gate.identity.forwarded_header(account_id)
+    if identity is not None:
+        headers.append(identity)
+    began = perf_counter()
+    try:
+        return await gate.pool.request(incoming.method, incoming.target, headers, body)
+    finally:
+        gate.telemetry.upstream_took(decision.operation, perf_counter() - began)
+
+
+def upstream_reply(answer: UpstreamAnswer, decision: Decision) -> Reply:
+    """The upstream's answer as the client gets it: unchanged but for hop-by-hop headers (RFC 9110 7.6.1) and ours."""
+    named = {
+        token.strip().lower()
+        for name, value in answer.headers
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    }
+    headers = [
+        (name, value)
+        for name, value in answer.headers
+        if (lower := name.lower()) not in _LEFT_OUT and lower not in named
+    ]
+    return Reply(answer.status, headers + decision.headers(), answer.body, answer.phrase)

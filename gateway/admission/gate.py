@@ -1,0 +1,41 @@
+"""What a request needs on its way: the parts, built once by `serve` and handed to each operation.
+
+A reload swaps `rules` whole, so that a request sees one policy and one set of routes from its beginning to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.admission.settle import Settlements
+from gateway.directory import Directory
+from gateway.identity import Identity
+from gateway.ledger.steps import Ledger
+from gateway.policy.evaluate import evaluate
+from gateway.policy.model import Account, Policy, Surface, Verdict
+from gateway.reading.body import BodyReader
+from gateway.reconciler.opening import Opening
+from gateway.reconciler.takeover import Takeovers
+from gateway.telemetry import Telemetry
+from gateway.upstream.pool import Pool
+
+
+@dataclass
+class Gate:
+    """The parts of one gateway process. `wall_clock`: seconds since the epoch."""
+
+    policy: Policy
+    bodies: BodyReader
+    identity: Identity
+    directory: Directory
+    ledger: Ledger
+    opening: Opening
+    takeovers: Takeovers
+    settlements: Settlements
+    pool: Pool
+    telemetry: Telemetry
+    wall_clock: Callable[[], float]
+
+    def evaluate(self, account: Account, surface: Surface, now: float) -> Verdict:
+        return evaluate(self.policy, account, surface, now)

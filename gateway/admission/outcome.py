@@ -1,0 +1,48 @@
+"""What the upstream's answer says of an operation: it was applied, it was not, or nobody knows.
+
+Pure. The table is the contract's; what it does not name is in doubt, since only a wrong certainty can break the promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from gateway.config import Operation, Route
+from gateway.errors import GatewayError, Overloaded
+from gateway.reading.body import applied_ids
+from gateway.upstream.pool import NotSent, UpstreamAnswer
+
+
+class Outcome(Enum):
+    applied = "applied"
+    not_applied = "not_applied"
+    in_doubt = "in_doubt"
+
+
+def of_status(operation: Operation, status: int, already_there: Sequence[int] = ()) -> Outcome:
+    """A detach that finds nothing (404) is in doubt: the ledger thought that the product was there, so the list
+    must say, and a 404 that meant something else must not give a slot back."""
+    if 200 <= status < 300 or status in already_there:
+        return Outcome.applied
+    if operation == "detach" and status == 404:
+        return Outcome.in_doubt
+    return Outcome.not_applied if 400 <= status < 500 else Outcome.in_doubt
+
+
+def of_error(error: GatewayError) -> Outcome:
+    """Only what surely never left the gateway was not applied."""
+    return Outcome.not_applied if isinstance(error, (NotSent, Overloaded)) else Outcome.in_doubt
+
+
+def applied_products(route: Route, asked: Sequence[str], answer: UpstreamAnswer) -> frozenset[str] | None:
+    """Which of the products asked for the upstream has now; None where its answer does not say.
+
+    One product needs no naming: a 2xx says enough where the answer names nothing. Of a batch, the answer must say.
+    """
+    if answer.status in route.already_there:
+        return frozenset(asked)
+    named = applied_ids(answer.body, route.applied_ids) if route.applied_ids else None
+    if named is None:
+        return frozenset(asked) if len(asked) == 1 or not route.applied_ids else None
+    return frozenset(asked).intersection(named)

@@ -1,0 +1,238 @@
+"""The other steps of a session's life, in the shape of `attach`: create, detach, replace, start, end.
+
+Each is owned like an attach, forwarded once, and settled by what the upstream answers. Only a replace can need a slot;
+the others are recorded so that slots come back, or stop coming back, at the right moment (N5, N6). Where the ledger is
+away and no slot is needed they go on, and the session is compared with the upstream's list afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.admission.answers import refusal
+from gateway.admission.attach import check_path_account, used_after
+from gateway.admission.decision import Decision, Incoming, Reply
+from gateway.admission.facts import check_owner
+from gateway.admission.forwarding import forward, upstream_reply
+from gateway.admission.gate import Gate
+from gateway.admission.outcome import Outcome, of_error, of_status
+from gateway.errors import BodyMalformed, GatewayError, LedgerUnavailable, SessionEnded, SessionUnsettled
+from gateway.ledger.steps import Answer, Step
+from gateway.policy.model import Account, Session, SessionState, Surface
+from gateway.upstream.pool import UpstreamAnswer
+
+START_WAIT_SECONDS = 3.0
+START_ASK_AGAIN_SECONDS = 0.05
+
+_session_decoder = msgspec.json.Decoder(Session)
+
+
+async def create(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
+    """A session for the caller's own account. The ledger opens it from the upstream's list, as any session that it
+    does not know: so an id that comes again never brings a fresh count."""
+    account_id = await gate.identity.account_id(incoming.peer_ip, incoming.raw_headers)
+    read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
+    named = read.members.get("account_id")
+    if named is None:
+        raise BodyMalformed("/account_id is missing: the account that goes live.")
+    check_path_account(str(named), account_id)
+    account = await gate.directory.account(account_id)
+    answer = await forward(gate, incoming, decision, account_id, read.canonical)
+    if 200 <= answer.status < 300:
+        try:
+            session = _session_decoder.decode(answer.body)
+        except msgspec.ValidationError:
+            return upstream_reply(answer, decision)
+        decision.session_id = session.session_id
+        gate.directory.learn_session(session)
+        if account.recorded and session.account_id == account_id:
+            gate.settlements.open(gate.opening.open(session.session_id, account, decision.id), decision.id)
+    return upstream_reply(answer, decision)
+
+
+async def detach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
+    """Before the start the slot comes back, if nothing touched the product since the detach was asked and a look at
+    the session after the answer still says preparing; live, it stays used (N5)."""
+    account, session_id = await _caller_and_session(gate, incoming, decision)
+    gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
+    product_id = incoming.match.params["product_id"]
+    if not account.recorded:
+        return upstream_reply(await forward(gate, incoming, decision, account.account_id, None), decision)
+    live = False
+    recorded = True
+    try:
+        asked = await gate.ledger.detach(session_id, decision.id, product_id)
+        if asked.said == "missing":
+            await gate.opening.open(session_id, account, decision.id)
+            asked = await gate.ledger.detach(session_id, decision.id, product_id)
+        live = asked.said in ("live", "ended")
+        decision.used = asked.used
+    except LedgerUnavailable:
+        recorded = False
+        gate.settlements.release(session_id, decision.id, 1)
+        gate.takeovers.add(session_id)
+    steps = [Step("g", product_id)]
+    return await _forward_and_settle(
+        gate, incoming, decision, account, None, steps if recorded else [], "detached", look=not live
+    )
+
+
+async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
+    """Before the start one slot passes from the old product to the new; once live, a new foreign product would need
+    one of its own, and is refused (N6)."""
+    account, session_id = await _caller_and_session(gate, incoming, decision)
+    read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
+    old, (new,) = incoming.match.params["product_id"], read.product_ids
+    if not account.recorded:
+        return upstream_reply(await forward(gate, incoming, decision, account.account_id, read.canonical), decision)
+    product = await gate.directory.product(new)
+    decision.surface = Surface.live_room
+    verdict = decision.verdict = gate.evaluate(account, Surface.live_room, decision.now)
+    foreign = not account.owns(product)
+    if foreign and verdict.cap == 0:
+        decision.used = 0
+        return refusal(gate, decision, "foreign_not_allowed", [new], {new})
+
+    seen = (await gate.directory.fresh_session(session_id)).state
+    steps = [Step("g", old), Step("t", new)] if foreign else [Step("g", old)]
+    try:
+        said = await gate.ledger.replace(session_id, decision.id, verdict.cap, seen, old, new, foreign=foreign)
+        if said.said == "missing":
+            await gate.opening.open(session_id, account, decision.id)
+            said = await gate.ledger.replace(session_id, decision.id, verdict.cap, seen, old, new, foreign=foreign)
+    except LedgerUnavailable:
+        gate.settlements.release(session_id, decision.id, len(steps))
+        if foreign and verdict.cap is not None:
+            raise
+        gate.takeovers.add(session_id)
+        return await _forward_and_settle(gate, incoming, decision, account, read.canonical, [], "replaced")
+    if said.said == "ended":
+        raise SessionEnded(f"Session {session_id} has ended: nothing can be replaced in it any more.")
+    decision.used = said.used
+    if said.said in ("full", "started"):
+        reason = "foreign_cap_reached" if said.said == "full" else "replace_after_start"
+        return refusal(gate, decision, reason, [new], {new}, said.snapshot)  # type: ignore[arg-type]
+    return await _forward_and_settle(
+        gate,
+        incoming,
+        decision,
+        account,
+        read.canonical,
+        steps,
+        "replaced",
+        look=seen is SessionState.preparing,
+    )
+
+
+async def start(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
+    """From the moment it is asked the session counts as live. A replace whose outcome is unknown holds it up, since
+    the old product would count and the new one might still come (N6)."""
+    account, session_id = await _caller_and_session(gate, incoming, decision)
+    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical
+    steps: list[Step] = []
+    if account.recorded:
+        cap = gate.evaluate(account, Surface.live_room, decision.now).cap
+        try:
+            asked = await _ask_start(gate, account, session_id, decision.id, cap)
+            steps = [Step("s")] if asked.said == "asked" else []
+        except LedgerUnavailable:
+            gate.settlements.release(session_id, decision.id, 1)
+            gate.takeovers.add(session_id)
+    reply = await _forward_and_settle(gate, incoming, decision, account, body, steps, "started")
+    _learn(gate, session_id, account, reply, SessionState.live)
+    return reply
+
+
+async def _ask_start(gate: Gate, account: Account, session_id: str, operation: str, cap: int | None) -> Answer:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + START_WAIT_SECONDS
+    while True:
+        asked = await gate.ledger.start(session_id, operation, cap)
+        if asked.said == "missing":
+            await gate.opening.open(session_id, account, operation)
+        elif asked.said != "unsettled":
+            return asked
+        if loop.time() > until:
+            raise SessionUnsettled(
+                f"A replace in session {session_id} has an unknown outcome; the start is safe once it is settled."
+            )
+        await asyncio.sleep(START_ASK_AGAIN_SECONDS)
+
+
+async def end(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
+    account, session_id = await _caller_and_session(gate, incoming, decision)
+    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical
+    answer = await forward(gate, incoming, decision, account.account_id, body)
+    reply = upstream_reply(answer, decision)
+    if of_status("end", answer.status) is Outcome.applied and account.recorded:
+        gate.settlements.end(session_id, decision.id)
+    _learn(gate, session_id, account, reply, SessionState.ended)
+    return reply
+
+
+async def _caller_and_session(gate: Gate, incoming: Incoming, decision: Decision) -> tuple[Account, str]:
+    account_id = await gate.identity.account_id(incoming.peer_ip, incoming.raw_headers)
+    session_id = decision.session_id = incoming.match.params["session_id"]
+    session = gate.directory.peek_session(session_id) or await gate.directory.session(session_id)
+    check_owner(session, account_id)
+    account = gate.directory.peek_account(account_id) or await gate.directory.account(account_id)
+    return account, session_id
+
+
+async def _forward_and_settle(
+    gate: Gate,
+    incoming: Incoming,
+    decision: Decision,
+    account: Account,
+    body: bytes | None,
+    steps: Sequence[Step],
+    event: str,
+    *,
+    look: bool = False,
+) -> Reply:
+    """Forward once and settle what was recorded. `look`: a slot may come back, so the session is seen afresh after
+    the answer."""
+    session_id = decision.session_id
+    assert session_id is not None
+
+    async def fresh_state() -> SessionState | None:
+        try:
+            return (await gate.directory.fresh_session(session_id)).state
+        except GatewayError:
+            return None
+
+    outcome = Outcome.in_doubt
+    answer: UpstreamAnswer | None = None
+    failed: GatewayError | None = None
+    settled: asyncio.Task[Answer | None] | None = None
+    try:
+        answer = await forward(gate, incoming, decision, account.account_id, body)
+        outcome = of_status(decision.operation, answer.status)
+    except GatewayError as error:
+        failed, outcome = error, of_error(error)
+    finally:
+        if steps and outcome is Outcome.applied:
+            settled = gate.settlements.commit(
+                session_id, decision.id, event, steps, fresh_state if look else None
+            )
+        elif steps and outcome is Outcome.not_applied:
+            settled = gate.settlements.release(session_id, decision.id, len(steps))
+        elif steps:
+            gate.settlements.doubt(session_id, decision.id, steps)
+    if failed is not None:
+        raise failed
+    assert answer is not None
+    if settled is not None:
+        decision.used = await used_after(settled, decision.used)
+    return upstream_reply(answer, decision)
+
+
+def _learn(gate: Gate, session_id: str, account: Account, reply: Reply, state: SessionState) -> None:
+    """What the upstream confirmed need not be asked for; what it did not is asked anew."""
+    if 200 <= reply.status < 300:
+        gate.directory.learn_session(Session(session_id, account.account_id, state))
+    else:
+        gate.directory.forget_session(session_id)

@@ -1,0 +1,66 @@
+-- commit: the upstream answered yes, to all or to a part of what was asked.
+--
+-- ARGV[5] state of the session seen after the answer: p, l, e, or "" where nobody looked
+-- ARGV[6] late apply in ms   ARGV[7] event: attached, detached, replaced, started
+-- ARGV[8…] triples: kind (t, g, s), "1" applied or "0", product ("" for s)
+--
+-- Reply  {"settled" or "pending", used}  pending: a slot could not be given back yet, the reconciler looks
+-- Events the event given, with the products that were applied (p), and for a replace what left (x)
+-- Keeps  a product that the upstream has, has a slot, whatever became of its record meanwhile (rules 2, 3, 5)
+
+local seen, applied, gone, left = ARGV[5], {}, {}, 0
+local records = (#ARGV - 7) / 3
+if not field('s') then
+  return {'settled', 0}
+end
+local version = next_version()
+unlend(operation, record_products(operation, records))
+
+for n = 0, records - 1 do
+  local kind, yes, product = ARGV[8 + 3 * n], ARGV[9 + 3 * n] == '1', ARGV[10 + 3 * n]
+  local record = read_record(n)
+  local concluded, news = true, record ~= nil
+  if kind == 't' and record then
+    drop_hold(product, yes, version)
+  elseif kind == 't' and yes then
+    local slot = slot_of(product)
+    if not slot or slot.flag ~= 'a' then
+      take_slot(product, slot, version, true)
+      concluded, news = false, true
+    end
+  elseif kind == 'g' and yes then
+    local slot = slot_of(product)
+    news = news or (slot ~= nil and slot.flag ~= 'r')
+    concluded = give_back(product, record and record.generation or -1, seen)
+  elseif kind == 's' and record then
+    add('g', -1)
+    if yes and field('s') == 'p' then
+      redis.call('HSET', SESSION, 's', 'l')
+    end
+  end
+  if concluded then
+    delete_record(n)
+  else
+    write_record(n, string.upper(kind), version, product)
+    left = left + 1
+  end
+  if yes and news then
+    local list = kind == 'g' and ARGV[7] == 'replaced' and gone or applied
+    list[#list + 1] = product
+  end
+end
+
+redis.call('ZREM', PENDING, member(records))
+if left > 0 then
+  due(records, LOOK_MS)
+end
+learn_state(seen)
+if #applied + #gone > 0 then
+  if #gone > 0 then
+    event(ARGV[7], 'p', table.concat(applied, ' '), 'x', table.concat(gone, ' '), 'u', text(count('u')))
+  else
+    event(ARGV[7], 'p', table.concat(applied, ' '), 'u', text(count('u')))
+  end
+end
+keep()
+return {left > 0 and 'pending' or 'settled', count('u')}

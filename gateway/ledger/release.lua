@@ -1,0 +1,29 @@
+-- release: the upstream answered no, or was never asked. What this operation took comes back, unless another
+-- operation holds it or the upstream has it.
+--
+-- ARGV[5] number of records
+--
+-- Reply  {"released", used}
+-- Events none
+-- Keeps  rule 5: a record that is gone is left alone
+
+local records = tonumber(ARGV[5])
+if not field('s') then
+  return {'released', 0}
+end
+local version = next_version()
+unlend(operation, record_products(operation, records))
+for n = 0, records - 1 do
+  local record = read_record(n)
+  if record then
+    if record.kind == 't' then
+      drop_hold(record.product, false, version)
+    elseif record.kind == 's' then
+      add('g', -1)
+    end
+    delete_record(n)
+  end
+end
+redis.call('ZREM', PENDING, member(records))
+keep()
+return {'released', count('u')}

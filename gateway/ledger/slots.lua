@@ -1,0 +1,286 @@
+-- The ledger of one session: its keys, its encoding, its transitions. Every script of this folder is this text
+-- followed by its own; each runs atomically over a whole batch.
+--
+-- THEORY
+-- The upstream decides what is attached; the ledger decides how many distinct foreign products may be tried. A
+-- product has at most one SLOT in a session. An operation (an attach, a detach, a replace, a start) leaves a RECORD
+-- before it is forwarded and loses it when its outcome is known. A slot lives as long as a record HOLDS it, or the
+-- product is attached, or it was used while the session was live. So a crash between any two steps leaves a record,
+-- the index of pending operations leads to it, and the slot stays taken until the upstream's list has answered.
+--
+-- The ledger stores facts, never verdicts: the cap comes with the call.
+--
+-- RULES FOR WHOEVER EDITS THIS
+-- 1. `u` is the number of slots less the number of pending lendings. Only `take_slot`, `free_slot`, `lend` and `unlend`
+--    change it.
+-- 2. A slot is given back (`free_slot`) only where nothing holds it and the upstream is known not to have it, and
+--    in a session that is known to be preparing, or for a product that was never confirmed.
+-- 3. Whoever can't conclude leaves a record in doubt: the reconciler asks the list. Never guess.
+-- 4. Every write raises `v`; a slot remembers the `v` of its last reserve or commit as its generation. What was read
+--    before a question to the upstream may be acted on afterwards only where the generation is still the same.
+-- 5. A step may be repeated: a record that is gone was settled, by this operation or by the reconciler.
+--
+-- KEYS of every script that has a session (all in one hash slot: the tag is the session's bucket)
+--   KEYS[1] session   hash, see below; expires `retention` after its last write
+--   KEYS[2] pending   sorted set: member "<session> <operation> <records>", score the time in ms when it is due
+--   KEYS[3] events    capped stream: s session, e event, o operation, and what the event adds
+-- ARGV of every such script
+--   ARGV[1] session id   ARGV[2] operation id   ARGV[3] retention in ms   ARGV[4] stream entries
+--
+-- FIELDS of the session's hash
+--   s             state: p preparing, l live, e ended
+--   u             slots that count          v  writes so far
+--   w             pending lendings          g  pending starts          (both absent when 0)
+--   p<product>    slot "since|generation|flag|holders": since in ms; flag h held only, a attached, r removed while
+--                 it counts; holders = how many records take it
+--   w<product>    the operation that lends or borrows this product's slot
+--   h<op>.<n>     record n of an operation: kind, generation, ":", product. Kinds: t takes the slot, g gives it back,
+--                 s starts the session. In upper case: in doubt.
+--
+-- TRANSITIONS of a slot          (holders counted in brackets; "look" = a record in doubt that is due at once)
+--   asked              none         h[n]            a[n]            r[n]
+--   reserve            h[1]         h[n+1]          a[n+1]          r[n+1]
+--   commit, applied    look         a[n-1]          a[n-1]          a[n-1]
+--   release, or        none         h[n-1], at 0    a[n-1]          r[n-1]
+--     not applied                   given back
+--   detached, live     none         r[n]            r[n]            r[n]
+--   detached, before   none         h[n]            given back,     look
+--     start, unchanged                              h[n] if held
+--   detached, changed  none         look            look            look
+--   listed             a[0]         a[n-1]          a               a
+--   not listed         none         as release      r live, else    r live, else
+--                                                   as detached     given back
+
+local SESSION, PENDING, EVENTS = KEYS[1], KEYS[2], KEYS[3]
+local session_id, operation = ARGV[1], ARGV[2]
+local LOOK_MS = 200
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function field(name)
+  return redis.call('HGET', SESSION, name) or nil
+end
+
+local function count(name)
+  return tonumber(field(name)) or 0
+end
+
+local function add(name, by)
+  if redis.call('HINCRBY', SESSION, name, by) == 0 and name ~= 'u' then
+    redis.call('HDEL', SESSION, name)
+  end
+end
+
+local function decode_slot(value)
+  if not value then
+    return nil
+  end
+  local since, generation, flag, holders = string.match(value, '^(%d+)|(%d+)|(%a)|(%d+)$')
+  return {since = since, generation = tonumber(generation), flag = flag, holders = tonumber(holders)}
+end
+
+local function slot_of(product)
+  return decode_slot(redis.call('HGET', SESSION, 'p' .. product))
+end
+
+local function write_slot(product, slot)
+  redis.call('HSET', SESSION, 'p' .. product,
+    slot.since .. '|' .. text(slot.generation) .. '|' .. slot.flag .. '|' .. text(slot.holders))
+end
+
+local function next_version()
+  return redis.call('HINCRBY', SESSION, 'v', 1)
+end
+
+-- The slot that one more record holds, made where there is none; `counts` is false for a borrowed one.
+local function take_slot(product, slot, version, counts)
+  if not slot then
+    slot = {since = text(now), flag = 'h', holders = 0}
+    if counts then
+      add('u', 1)
+    end
+  end
+  slot.holders = slot.holders + 1
+  slot.generation = version
+  write_slot(product, slot)
+end
+
+local function free_slot(product)
+  redis.call('HDEL', SESSION, 'p' .. product)
+  add('u', -1)
+end
+
+-- One record less holds the slot; `applied`: the upstream has the product.
+local function drop_hold(product, applied, version)
+  local slot = slot_of(product)
+  if not slot then
+    return
+  end
+  slot.holders = math.max(0, slot.holders - 1)
+  if applied then
+    slot.flag = 'a'
+    slot.generation = version
+  end
+  if slot.flag == 'h' and slot.holders == 0 then
+    free_slot(product)
+  else
+    write_slot(product, slot)
+  end
+end
+
+-- A replace before the start lends the old product's slot to the new one: two slots that count as one, until the
+-- outcome is known or somebody else wants either of them and pays for it.
+local function lend(old, new)
+  redis.call('HSET', SESSION, 'w' .. old, operation, 'w' .. new, operation)
+  add('u', -1)
+  add('w', 1)
+end
+
+local function unlend(op, products)
+  local ended = 0
+  for _, product in ipairs(products) do
+    if field('w' .. product) == op then
+      redis.call('HDEL', SESSION, 'w' .. product)
+      ended = 1
+    end
+  end
+  if ended == 1 then
+    add('w', -1)
+    add('u', 1)
+  end
+end
+
+-- The operation's products that other operations lend: op → its products, and how many such operations.
+local function lendings(products)
+  local found, n = {}, 0
+  if not field('w') then
+    return found, n
+  end
+  for _, product in ipairs(products) do
+    local op = field('w' .. product)
+    if op and op ~= operation and not found[op] then
+      found[op] = true
+      n = n + 1
+    end
+  end
+  return found, n
+end
+
+local function record_products(op, records)
+  local products = {}
+  for n = 0, records - 1 do
+    local record = field('h' .. op .. '.' .. n)
+    if record then
+      products[#products + 1] = string.match(record, '^%a%d*:(.*)$')
+    end
+  end
+  return products
+end
+
+-- Whoever needs a lent slot for itself has paid (checked against the cap): both products count from now on.
+local function pay(found)
+  for op in pairs(found) do
+    unlend(op, record_products(op, 2))
+  end
+end
+
+local function member(records)
+  return session_id .. ' ' .. operation .. ' ' .. records
+end
+
+local function due(records, in_ms)
+  redis.call('ZADD', PENDING, text(now + in_ms), member(records))
+  redis.call('PEXPIRE', PENDING, ARGV[3])
+end
+
+local function write_record(n, kind, generation, product)
+  redis.call('HSET', SESSION, 'h' .. operation .. '.' .. n, kind .. text(generation) .. ':' .. product)
+end
+
+local function read_record(n)
+  local value = field('h' .. operation .. '.' .. n)
+  if not value then
+    return nil
+  end
+  local kind, generation, product = string.match(value, '^(%a)(%d*):(.*)$')
+  return {kind = string.lower(kind), doubt = kind == string.upper(kind), generation = tonumber(generation) or 0,
+    product = product}
+end
+
+local function delete_record(n)
+  redis.call('HDEL', SESSION, 'h' .. operation .. '.' .. n)
+end
+
+local function event(kind, ...)
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', ARGV[4], '*', 's', session_id, 'e', kind, 'o', operation, ...)
+  redis.call('PEXPIRE', EVENTS, ARGV[3])
+end
+
+-- Whether this operation's event is among the bucket's latest: how a refusal, which leaves nothing else behind, knows
+-- that it was repeated.
+local function said_lately()
+  for _, entry in ipairs(redis.call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 64)) do
+    local fields = entry[2]
+    for i = 1, #fields, 2 do
+      if fields[i] == 'o' and fields[i + 1] == operation then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+local function keep()
+  redis.call('PEXPIRE', SESSION, ARGV[3])
+end
+
+-- The session as its scripts' callers read it: every field and value in turn.
+local function everything(answer)
+  for _, item in ipairs(redis.call('HGETALL', SESSION)) do
+    answer[#answer + 1] = item
+  end
+  return answer
+end
+
+local function is_live()
+  return field('s') ~= 'p' or field('g') ~= nil
+end
+
+-- A live session that somebody started past the gateway: what the upstream says of it outweighs what we thought.
+local function learn_state(seen)
+  if seen == 'l' and field('s') == 'p' then
+    redis.call('HSET', SESSION, 's', 'l')
+    event('started', 'u', text(count('u')))
+  elseif seen == 'e' and field('s') ~= 'e' then
+    redis.call('HSET', SESSION, 's', 'e')
+    event('ended', 'u', text(count('u')))
+  end
+end
+
+-- The upstream no longer has a product whose slot may come back: true where that was concluded either way.
+local function give_back(product, asked_generation, seen)
+  local slot = slot_of(product)
+  if not slot then
+    return true
+  end
+  if seen == 'l' or seen == 'e' or field('s') ~= 'p' then
+    slot.flag = 'r'
+    write_slot(product, slot)
+    return true
+  end
+  if seen ~= 'p' or field('g') or slot.generation ~= asked_generation or field('w' .. product) then
+    return false
+  end
+  if slot.holders > 0 then
+    slot.flag = 'h'
+    write_slot(product, slot)
+  else
+    free_slot(product)
+  end
+  return true
+end

@@ -1,0 +1,302 @@
+"""The ledger's steps, typed: one method a script, its answer as a struct.
+
+Knows Redis only through `Connection`, and nothing of HTTP or of the policy. All raise `LedgerUnavailable` where Redis
+can't do the step; what may then have been written is left to the reconciler, or released by who reserved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Literal
+from zlib import crc32
+
+from msgspec import Struct
+
+from gateway.config import Ledger as LedgerConfig
+from gateway.ledger.connection import Connection, LostAnswer, Script
+from gateway.policy.model import SessionState
+
+BUCKETS = 1024
+
+_RESERVE, _COMMIT, _RELEASE, _DOUBT = Script("reserve"), Script("commit"), Script("release"), Script("doubt")
+_DETACH, _REPLACE, _START, _END = Script("detach"), Script("replace"), Script("start"), Script("end")
+_SNAPSHOT, _ADOPT, _SETTLE = Script("snapshot"), Script("adopt"), Script("settle")
+_CLAIM = Script("claim", shared=False)
+
+_STATES = {b"p": SessionState.preparing, b"l": SessionState.live, b"e": SessionState.ended}
+_LETTERS = {SessionState.preparing: "p", SessionState.live: "l", SessionState.ended: "e", None: ""}
+
+Kind = Literal["t", "g", "s"]
+"""What a record does: t takes a slot, g gives one back, s starts the session."""
+
+
+class Slot(Struct, frozen=True):
+    """`attached`: the upstream is known to have the product. `held`: how many operations try to attach it.
+    `in_doubt`: the outcome of one of them is unknown."""
+
+    product_id: str
+    since_ms: int
+    attached: bool
+    held: int
+    in_doubt: bool
+    generation: int
+
+
+class Record(Struct, frozen=True):
+    number: int
+    kind: Kind
+    product_id: str
+    in_doubt: bool
+
+
+class Snapshot(Struct, frozen=True):
+    """A session as the ledger knows it. `used` counts towards the cap; slots are in the order of their time."""
+
+    state: SessionState
+    used: int
+    version: str
+    slots: tuple[Slot, ...]
+    records: dict[str, tuple[Record, ...]]
+
+    def slot(self, product_id: str) -> Slot | None:
+        return next((slot for slot in self.slots if slot.product_id == product_id), None)
+
+
+class Answer(Struct, frozen=True):
+    """What a step said, in the words of its script, and the count after it. `snapshot` comes with refusals."""
+
+    said: str
+    used: int = 0
+    state: SessionState | None = None
+    snapshot: Snapshot | None = None
+
+
+class Pending(Struct, frozen=True):
+    """An operation that a reconciler has claimed. `lease` is its fence: a claim by another one changes it."""
+
+    session_id: str
+    operation: str
+    records: int
+    lease: str
+
+
+class Step(Struct, frozen=True):
+    """One record of an operation, as its gateway remembers it."""
+
+    kind: Kind
+    product_id: str = ""
+    applied: bool = True
+
+
+def bucket_of(session_id: str) -> int:
+    return crc32(session_id.encode()) % BUCKETS
+
+
+def decode_snapshot(items: Sequence[bytes]) -> Snapshot | None:
+    """The fields and values of a session's hash, in turn; None where there are none."""
+    fields = {key.decode(): value for key, value in zip(items[::2], items[1::2], strict=True)}
+    if "s" not in fields:
+        return None
+    records: dict[str, list[Record]] = {}
+    doubtful: set[str] = set()
+    for name, value in fields.items():
+        if name[0] == "h":
+            operation, _, number = name[1:].rpartition(".")
+            head, _, product_id = value.decode().partition(":")
+            kind: Any = head[0].lower()
+            records.setdefault(operation, []).append(Record(int(number), kind, product_id, head[0].isupper()))
+            if head[0].isupper():
+                doubtful.add(product_id)
+    slots = []
+    for name, value in fields.items():
+        if name[0] == "p":
+            since, generation, flag, holders = value.decode().split("|")
+            product_id = name[1:]
+            slots.append(
+                Slot(
+                    product_id, int(since), flag == "a", int(holders), product_id in doubtful, int(generation)
+                )
+            )
+    slots.sort(key=lambda slot: (slot.since_ms, slot.generation))
+    return Snapshot(
+        state=_STATES[fields["s"]],
+        used=int(fields["u"]),
+        version=fields["v"].decode(),
+        slots=tuple(slots),
+        records={operation: tuple(found) for operation, found in records.items()},
+    )
+
+
+class Ledger:
+    """Steps on sessions. Times of the configuration go to the scripts in ms; the clock is Redis' own."""
+
+    def __init__(self, connection: Connection, config: LedgerConfig, late_apply_seconds: float) -> None:
+        self._connection = connection
+        self._prefix = config.prefix
+        self._hold_ms = _ms(config.hold_seconds)
+        self._late_ms = _ms(late_apply_seconds)
+        self.late_apply_seconds = late_apply_seconds
+        self._tail = (_ms(config.retention_seconds), config.stream_entries)
+
+    @property
+    def available(self) -> bool:
+        return self._connection.available
+
+    def stream_key(self, bucket: int) -> str:
+        return f"{self._prefix}:{{{bucket}}}:e"
+
+    def pending_key(self, bucket: int) -> str:
+        return f"{self._prefix}:{{{bucket}}}:p"
+
+    def _call(
+        self, script: Script, session_id: str, operation: str, *arguments: str | int
+    ) -> asyncio.Future[Any]:
+        head = f"{self._prefix}:{{{crc32(session_id.encode()) % BUCKETS}}}:"
+        keys = (f"{head}s:{session_id}", head + "p", head + "e")
+        return self._connection.call(script, keys, (session_id, operation, *self._tail, *arguments))
+
+    async def _step(self, script: Script, session_id: str, operation: str, *arguments: str | int) -> Answer:
+        """A step whose repetition changes nothing."""
+        try:
+            reply = await self._call(script, session_id, operation, *arguments)
+        except LostAnswer:
+            reply = await self._call(script, session_id, operation, *arguments)
+        return _answer(reply)
+
+    async def reserve(self, session_id: str, operation: str, cap: int | None, products: Sequence[str]) -> Answer:
+        """`held`, `full` with the snapshot, `missing` or `ended`."""
+        limit = -1 if cap is None else cap
+        try:
+            reply = await self._call(_RESERVE, session_id, operation, self._hold_ms, limit, "0", *products)
+        except LostAnswer:
+            reply = await self._call(_RESERVE, session_id, operation, self._hold_ms, limit, "1", *products)
+        return _answer(reply)
+
+    async def commit(
+        self, session_id: str, operation: str, event: str, steps: Sequence[Step], seen: SessionState | None = None
+    ) -> Answer:
+        """The upstream said yes; `seen` is the session's state looked at after its answer."""
+        arguments: list[str | int] = [_LETTERS[seen], self._late_ms, event]
+        for step in steps:
+            arguments += (step.kind, "1" if step.applied else "0", step.product_id)
+        return await self._step(_COMMIT, session_id, operation, *arguments)
+
+    async def release(self, session_id: str, operation: str, records: int) -> Answer:
+        """The upstream said no, or was not asked."""
+        return await self._step(_RELEASE, session_id, operation, records)
+
+    async def doubt(self, session_id: str, operation: str, steps: Sequence[Step], *, own: bool = True) -> Answer:
+        """Nobody knows; `own` is False where a reconciler says so of a gateway that is gone."""
+        arguments: list[str | int] = [self._late_ms, "1" if own else "0"]
+        for step in steps:
+            arguments += (step.kind, step.product_id)
+        return await self._step(_DOUBT, session_id, operation, *arguments)
+
+    async def detach(self, session_id: str, operation: str, product_id: str) -> Answer:
+        """`asked`, `live`, `untracked`, `missing` or `ended`."""
+        return await self._step(_DETACH, session_id, operation, self._hold_ms, product_id)
+
+    async def replace(
+        self,
+        session_id: str,
+        operation: str,
+        cap: int | None,
+        seen: SessionState,
+        old: str,
+        new: str,
+        *,
+        foreign: bool,
+    ) -> Answer:
+        """`held`; `full` or `started` with the snapshot; `missing` or `ended`."""
+        limit = -1 if cap is None else cap
+        arguments = (self._hold_ms, limit, _LETTERS[seen], old, new, "1" if foreign else "0")
+        try:
+            reply = await self._call(_REPLACE, session_id, operation, *arguments, "0")
+        except LostAnswer:
+            reply = await self._call(_REPLACE, session_id, operation, *arguments, "1")
+        return _answer(reply)
+
+    async def start(self, session_id: str, operation: str, cap: int | None) -> Answer:
+        """`asked`, `live`, `unsettled` or `missing`."""
+        return await self._step(_START, session_id, operation, self._hold_ms, -1 if cap is None else cap)
+
+    async def end(self, session_id: str, operation: str) -> Answer:
+        """`ended` or `missing`."""
+        return await self._step(_END, session_id, operation)
+
+    async def adopt(
+        self, session_id: str, operation: str, version: str, state: SessionState, products: Sequence[str]
+    ) -> Answer:
+        """`adopted`, or `changed` where the ledger is no longer at `version` ("" for none)."""
+        return await self._step(_ADOPT, session_id, operation, version, _LETTERS[state], *products)
+
+    async def snapshot(self, session_id: str) -> Snapshot | None:
+        """The session, or None where the ledger does not have it."""
+        try:
+            reply = await self._call(_SNAPSHOT, session_id, "")
+        except LostAnswer:
+            reply = await self._call(_SNAPSHOT, session_id, "")
+        return decode_snapshot(reply)
+
+    def used(self, session_id: str) -> asyncio.Future[bytes | None]:
+        """How many slots count, asked for at once, so that the answer can be had by the time it is wanted."""
+        head = f"{self._prefix}:{{{bucket_of(session_id)}}}:"
+        return self._connection.command("HGET", f"{head}s:{session_id}", "u")
+
+    async def claim(self, bucket: int, lease_seconds: float, limit: int) -> tuple[int, list[Pending]]:
+        """How many operations of a bucket are pending, and those that are due, for one reconciler at a time."""
+        reply = await self._connection.call(_CLAIM, (self.pending_key(bucket),), (_ms(lease_seconds), limit))
+        claimed = []
+        for member, lease in zip(reply[1::2], reply[2::2], strict=True):
+            session_id, operation, records = member.decode().split(" ")
+            claimed.append(Pending(session_id, operation, int(records), lease.decode()))
+        return reply[0], claimed
+
+    async def settle(
+        self, pending: Pending, seen: SessionState | None, outcomes: Sequence[tuple[int, int | None, bool]]
+    ) -> Answer:
+        """`outcomes`: record number, the slot's generation before the list was asked, whether the list has it."""
+        arguments: list[str | int] = [pending.lease, pending.records, _LETTERS[seen]]
+        for number, generation, listed in outcomes:
+            arguments += (number, "" if generation is None else generation, "1" if listed else "0")
+        return await self._step(_SETTLE, pending.session_id, pending.operation, *arguments)
+
+    async def events(self, bucket: int, after: str, limit: int) -> list[tuple[str, dict[str, str]]]:
+        """Entries of a bucket's stream that came after an id, oldest first: id and fields (see `slots.lua`)."""
+        reply = await self._connection.command(
+            "XRANGE", self.stream_key(bucket), f"({after}", "+", "COUNT", limit
+        )
+        return [_entry(entry) for entry in reply]
+
+    async def event_bounds(self, bucket: int) -> tuple[str, str]:
+        """Ids of the oldest and newest entry of a bucket's stream, "0-0" where it is empty."""
+        key = self.stream_key(bucket)
+        first = self._connection.command("XRANGE", key, "-", "+", "COUNT", 1)
+        last = self._connection.command("XREVRANGE", key, "+", "-", "COUNT", 1)
+        oldest, newest = await asyncio.gather(first, last)
+        return (_entry(oldest[0])[0] if oldest else "0-0", _entry(newest[0])[0] if newest else "0-0")
+
+    async def ping(self) -> None:
+        """Raises `LedgerUnavailable` where Redis does not answer or can't write."""
+        await self._connection.command("PING")
+
+
+def _answer(reply: list[Any]) -> Answer:
+    said = reply[0].decode()
+    state = reply[2] if len(reply) > 2 else None
+    return Answer(
+        said=said,
+        used=reply[1] if len(reply) > 1 else 0,
+        state=_STATES[state] if isinstance(state, bytes) else None,
+        snapshot=decode_snapshot(reply[3:]) if len(reply) > 3 and isinstance(state, bytes) else None,
+    )
+
+
+def _entry(entry: tuple[bytes, dict[bytes, bytes]]) -> tuple[str, dict[str, str]]:
+    name, fields = entry
+    return name.decode(), {key.decode(): value.decode() for key, value in fields.items()}
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,70 @@
+"""A request as aiohttp received it, in the form that admission reads (`Incoming`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from gateway.admission.decision import Header
+from gateway.config import Listen
+from gateway.errors import BodyMalformed, BodyTooLarge, LengthRequired
+from gateway.reading.address import Address
+from gateway.reading.headers import Headers, forwarding
+from gateway.reading.routes import Match
+
+_WITH_BODY = frozenset(("create", "attach", "replace"))
+
+
+class AiohttpIncoming:
+    def __init__(
+        self, request: web.BaseRequest, address: Address, headers: Headers, match: Match, listen: Listen
+    ) -> None:
+        self._request = request
+        self._listen = listen
+        self.headers = headers
+        self.match = match
+        self.method = match.route.method
+        self.target = match.path + address.query_raw
+        self.peer_ip = peer_ip(request)
+        self.raw_headers: Sequence[Header] = request.raw_headers
+
+    async def body(self) -> bytes:
+        """The whole body, at most `listen.max_body_bytes`, and no slower than `listen.body_timeout_seconds`."""
+        headers, limit = self.headers, self._listen.max_body_bytes
+        if not headers.has_body:
+            if headers.length is None and self.match.route.operation in _WITH_BODY:
+                raise LengthRequired("The request has no body: send one with Content-Length.")
+            return b""
+        if headers.length is not None and headers.length > limit:
+            raise BodyTooLarge(f"The body has {headers.length} bytes; the limit is {limit}.")
+        content = self._request.content
+        if headers.length is not None and content.is_eof():
+            return content.read_nowait(-1)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._listen.body_timeout_seconds):
+                while chunk := await content.readany():
+                    size += len(chunk)
+                    if size > limit:
+                        raise BodyTooLarge(f"The body has more than {limit} bytes.")
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise BodyMalformed(
+                f"The body did not arrive whole within {self._listen.body_timeout_seconds} s."
+            ) from None
+        except (web.RequestPayloadError, ConnectionError) as error:
+            raise BodyMalformed(f"The body broke off: {type(error).__name__}.") from None
+        return b"".join(chunks)
+
+    def forwarded_headers(self) -> list[Header]:
+        return self.headers.forward + forwarding(self.peer_ip, self._request.scheme, self.headers)
+
+
+def peer_ip(request: web.BaseRequest) -> str:
+    """The address of the connection's other end; empty for a unix socket."""
+    transport = request.transport
+    name = transport.get_extra_info("peername") if transport is not None else None
+    return str(name[0]) if isinstance(name, tuple) and name else ""
