@@ -20,18 +20,22 @@ from collections.abc import Sequence
 from gateway.admission import facts
 from gateway.admission.answers import refusal
 from gateway.admission.decision import Decision, Incoming, Reply
+from gateway.admission.facts import caller, check_path_account
 from gateway.admission.forwarding import forward, upstream_reply
 from gateway.admission.gate import Gate
 from gateway.admission.outcome import Outcome, applied_products, of_error, of_status
-from gateway.errors import GatewayError, LedgerUnavailable, NotAccountOwner, SessionEnded
+from gateway.errors import GatewayError, LedgerUnavailable, SessionEnded
 from gateway.ledger.steps import Answer, Step
 from gateway.policy.model import Account
 from gateway.upstream.pool import UpstreamAnswer
 
+COUNT_WAIT_SECONDS = 0.02
+SETTLE_WAIT_SECONDS = 0.5
+
 
 async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     route, params = incoming.match.route, incoming.match.params
-    account_id = await gate.identity.account_id(incoming.peer_ip, incoming.raw_headers)
+    account_id = await caller(gate.identity, incoming)
     session_id = decision.session_id = params.get("session_id")
     check_path_account(params.get("account_id"), account_id)
     read = gate.bodies.read(route, await incoming.body(), incoming.raw_headers)
@@ -71,12 +75,6 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
         raise answer
     gate.telemetry.decision(decision.surface, verdict.rule, "allowed")
     return upstream_reply(answer, decision)
-
-
-def check_path_account(named: str | None, account_id: str) -> None:
-    """An account in the path serves only itself."""
-    if named is not None and named != account_id:
-        raise NotAccountOwner(f"The address names account {named}, but another account asks.")
 
 
 async def reserve(
@@ -130,7 +128,7 @@ def _settle(
 
 async def used_after(settled: asyncio.Task[Answer | None], used: int | None) -> int | None:
     """The count after a settlement; where it takes long, as it was before."""
-    done, _ = await asyncio.wait({settled}, timeout=0.25)
+    done, _ = await asyncio.wait({settled}, timeout=SETTLE_WAIT_SECONDS)
     answer = settled.result() if done else None
     return answer.used if answer is not None else used
 
@@ -138,14 +136,16 @@ async def used_after(settled: asyncio.Task[Answer | None], used: int | None) -> 
 async def _without_slot(
     gate: Gate, incoming: Incoming, decision: Decision, account_id: str, body: bytes
 ) -> Reply:
-    """No product needs a slot. The count for the headers is asked beside the upstream and never waited for."""
+    """No product needs a slot. The count for the headers is asked beside the upstream, and waited for only briefly."""
     verdict, session_id = decision.verdict, decision.session_id
     assert verdict is not None
     assert decision.surface is not None
     counting = gate.ledger.used(session_id) if verdict.cap and session_id is not None else None
     answer = await forward(gate, incoming, decision, account_id, body)
-    if counting is not None and counting.done() and counting.exception() is None:
-        decision.used = int(counting.result() or 0)
+    if counting is not None:
+        await asyncio.wait({counting}, timeout=COUNT_WAIT_SECONDS)
+        if counting.done() and counting.exception() is None:
+            decision.used = int(counting.result() or 0)
     gate.telemetry.decision(decision.surface, verdict.rule, "allowed")
     return upstream_reply(answer, decision)
 

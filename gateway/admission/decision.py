@@ -10,7 +10,7 @@ import itertools
 import secrets
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
@@ -39,15 +39,22 @@ def encoded(headers: tuple[tuple[str, str], ...]) -> list[Header]:
     return list(_encoded(headers))
 
 
-class Incoming(Protocol):
+class Asking(Protocol):
+    """Where a request comes from, and its header fields as they came: what says who asks."""
+
+    @property
+    def peer_ip(self) -> str: ...
+    @property
+    def raw_headers(self) -> Sequence[Header]: ...
+
+
+class Incoming(Asking, Protocol):
     """One request as the proxy received it; nothing of it has been believed yet. `target` is the canonical path with
     the query as it came."""
 
     method: str
     target: str
     match: Match
-    peer_ip: str
-    raw_headers: Sequence[Header]
 
     async def body(self) -> bytes:
         """The whole body. Raises `BodyTooLarge`, or a `ClientError` where it stops arriving."""
@@ -67,12 +74,16 @@ class Reply(Struct):
     phrase: bytes = b""
 
 
+Doing = Operation | Literal["pass", "view"]
+"""What a request asks for: an operation of a matched route, nothing that the gateway has a say in, or its own view."""
+
+
 class Decision:
     """`used` is None as long as the ledger has not said. `now`: seconds since the epoch."""
 
     __slots__ = ("id", "language", "now", "operation", "session_id", "surface", "used", "verdict")
 
-    def __init__(self, operation: Operation, surface: Surface | None, language: Language, now: float) -> None:
+    def __init__(self, operation: Doing, surface: Surface | None, language: Language, now: float) -> None:
         self.id = next_decision_id()
         self.operation = operation
         self.surface = surface

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from gateway.admission.decision import Asking
 from gateway.directory import Directory
-from gateway.errors import NotSessionOwner, SessionEnded
+from gateway.errors import NotAccountOwner, NotSessionOwner, SessionEnded
+from gateway.identity import Identity
 from gateway.policy.model import Account, Product, Session, SessionState
 
 
@@ -44,6 +46,18 @@ async def gather(
         if session.state is SessionState.ended:
             raise SessionEnded(f"Session {session.session_id} has ended: nothing can be attached to it any more.")
     return Facts(account, session, tuple(products))
+
+
+async def caller(identity: Identity, incoming: Asking) -> str:
+    """Whose account asks; at once where it is known who is behind the header or token."""
+    peer_ip, raw_headers = incoming.peer_ip, incoming.raw_headers
+    return identity.peek(peer_ip, raw_headers) or await identity.resolve(peer_ip, raw_headers)
+
+
+def check_path_account(named: str | None, account_id: str) -> None:
+    """An account in the path serves only itself."""
+    if named is not None and named != account_id:
+        raise NotAccountOwner(f"The address names account {named}, but another account asks.")
 
 
 def check_owner(session: Session, account_id: str) -> None:

@@ -17,13 +17,24 @@ _JSON: Header = (b"Content-Type", b"application/json")
 
 
 async def forward(
-    gate: Gate, incoming: Incoming, decision: Decision, account_id: str, body: bytes | None
+    gate: Gate,
+    incoming: Incoming,
+    decision: Decision,
+    account_id: str,
+    body: bytes | None,
+    *,
+    without: frozenset[bytes] = frozenset(),
 ) -> UpstreamAnswer:
     """Send a matched request on, once, in the gateway's own words: canonical path and body, and who asks set last.
 
-    The answer is not compressed, since what it says was applied must be readable. Raises as `Pool.request` does.
+    The answer is not compressed, since what it says was applied must be readable; `without` names more headers that
+    would make it unreadable. Raises as `Pool.request` does.
     """
-    headers = [header for header in incoming.forwarded_headers() if header[0].lower() != b"accept-encoding"]
+    headers = [
+        header
+        for header in incoming.forwarded_headers()
+        if (name := header[0].lower()) != b"accept-encoding" and name not in without
+    ]
     if body is not None:
         headers.append(_JSON)
     headers.append((b"Attachgate-Decision", decision.id.encode()))

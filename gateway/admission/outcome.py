@@ -1,6 +1,7 @@
 """What the upstream's answer says of an operation: it was applied, it was not, or nobody knows.
 
-Pure. The table is the contract's; what it does not name is in doubt, since only a wrong certainty can break the promise.
+Pure. The table is the contract's; what it does not name is in doubt, since only a wrong certainty can break the
+promise.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.admission.answers import refusal
-from gateway.admission.attach import check_path_account, used_after
+from gateway.admission.attach import used_after
 from gateway.admission.decision import Decision, Incoming, Reply
-from gateway.admission.facts import check_owner
+from gateway.admission.facts import caller, check_owner, check_path_account
 from gateway.admission.forwarding import forward, upstream_reply
 from gateway.admission.gate import Gate
 from gateway.admission.outcome import Outcome, of_error, of_status
@@ -33,7 +33,7 @@ _session_decoder = msgspec.json.Decoder(Session)
 async def create(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     """A session for the caller's own account. The ledger opens it from the upstream's list, as any session that it
     does not know: so an id that comes again never brings a fresh count."""
-    account_id = await gate.identity.account_id(incoming.peer_ip, incoming.raw_headers)
+    account_id = await caller(gate.identity, incoming)
     read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
     named = read.members.get("account_id")
     if named is None:
@@ -174,7 +174,7 @@ async def end(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
 
 
 async def _caller_and_session(gate: Gate, incoming: Incoming, decision: Decision) -> tuple[Account, str]:
-    account_id = await gate.identity.account_id(incoming.peer_ip, incoming.raw_headers)
+    account_id = await caller(gate.identity, incoming)
     session_id = decision.session_id = incoming.match.params["session_id"]
     session = gate.directory.peek_session(session_id) or await gate.directory.session(session_id)
     check_owner(session, account_id)
@@ -210,7 +210,7 @@ async def _forward_and_settle(
     settled: asyncio.Task[Answer | None] | None = None
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)
-        outcome = of_status(decision.operation, answer.status)
+        outcome = of_status(incoming.match.route.operation, answer.status)
     except GatewayError as error:
         failed, outcome = error, of_error(error)
     finally:

@@ -15,7 +15,10 @@ import structlog
 from gateway.errors import GatewayError, LedgerUnavailable
 from gateway.ledger.steps import Answer, Ledger, Step
 from gateway.policy.model import SessionState
+from gateway.reconciler.doubt import Reconciler
 from gateway.tasks import Tasks
+
+LOOK_SECONDS = 0.3
 
 log = structlog.get_logger(__name__)
 
@@ -23,8 +26,9 @@ log = structlog.get_logger(__name__)
 class Settlements:
     """Runs settlements to their end; `hold_seconds` is how long it is worth trying, since the reconciler then looks."""
 
-    def __init__(self, ledger: Ledger, hold_seconds: float) -> None:
+    def __init__(self, ledger: Ledger, reconciler: Reconciler, hold_seconds: float) -> None:
         self._ledger = ledger
+        self._reconciler = reconciler
         self._hold_seconds = hold_seconds
         self.tasks = Tasks("settlements")
 
@@ -40,7 +44,12 @@ class Settlements:
 
         async def settle() -> Answer | None:
             seen = await look() if look is not None else None
-            return await self._try(operation, lambda: self._ledger.commit(session_id, operation, event, steps, seen))
+            answer = await self._try(
+                operation, lambda: self._ledger.commit(session_id, operation, event, steps, seen)
+            )
+            if answer is not None and answer.said == "pending":
+                self._reconciler.expect(session_id, LOOK_SECONDS)
+            return answer
 
         return self.tasks.start(settle())
 
@@ -51,7 +60,8 @@ class Settlements:
         )
 
     def doubt(self, session_id: str, operation: str, steps: Sequence[Step]) -> asyncio.Task[Answer | None]:
-        """Nobody knows yet."""
+        """Nobody knows yet: the reconciler looks when the upstream can no longer apply it."""
+        self._reconciler.expect(session_id, self._ledger.late_apply_seconds + LOOK_SECONDS)
         return self.tasks.start(self._try(operation, lambda: self._ledger.doubt(session_id, operation, steps)))
 
     def end(self, session_id: str, operation: str) -> asyncio.Task[Answer | None]:

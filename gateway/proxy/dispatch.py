@@ -7,13 +7,14 @@ its traceback goes to the log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import perf_counter
+from typing import Any
 
 import aiohttp
 import structlog
 from aiohttp import web
+from msgspec import Struct
 from multidict import CIMultiDict
 
 from gateway import refusals
@@ -23,18 +24,20 @@ from gateway.admission.attach import attach
 from gateway.admission.decision import Decision, Header, Incoming, Reply
 from gateway.admission.gate import Gate
 from gateway.config import Config, Operation
-from gateway.errors import Draining, GatewayError, InternalError, RouteUnknown
+from gateway.errors import BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
 from gateway.proxy.forward import forward
 from gateway.proxy.incoming import AiohttpIncoming, peer_ip
 from gateway.proxy.live import LiveView
-from gateway.proxy.websocket import tunnel
+from gateway.proxy.websocket import tunnel, wants_websocket
 from gateway.reading.address import Address, read_target
 from gateway.reading.headers import HeaderReader, Headers, forwarding
-from gateway.reading.routes import Match, Matcher
+from gateway.reading.routes import Matcher
 
 log = structlog.get_logger(__name__)
+
+_WITHOUT_BODY = frozenset((204, 304))
 
 _OPERATIONS: dict[Operation, Callable[[Gate, Incoming, Decision], Awaitable[Reply]]] = {
     "attach": attach,
@@ -43,28 +46,37 @@ _OPERATIONS: dict[Operation, Callable[[Gate, Incoming, Decision], Awaitable[Repl
     "replace": session.replace,
     "start": session.start,
     "end": session.end,
+    "filter": addable,
 }
 
 
+class Rules(Struct, frozen=True):
+    """How requests are read; swapped whole by a reload."""
+
+    config: Config
+    matcher: Matcher
+    headers: HeaderReader
+
+
 class Dispatcher:
-    def __init__(
-        self, config: Config, gate: Gate, matcher: Matcher, headers: HeaderReader, http: aiohttp.ClientSession, live: LiveView
-    ) -> None:
+    def __init__(self, rules: Rules, gate: Gate, http: aiohttp.ClientSession, live: LiveView) -> None:
+        self.rules = rules
         self.gate = gate
-        self._config = config
-        self._matcher = matcher
-        self._headers = headers
         self._http = http
         self._live = live
-        self._prefix = config.listen.client_prefix
         self._long_lived: set[asyncio.Task[object]] = set()
         self.draining = False
 
+    def drain(self) -> None:
+        """Streams that would never end are ended now, so that their clients go on elsewhere; no new ones begin."""
+        self.draining = True
+        for task in self._long_lived:
+            task.cancel()
+
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         began = perf_counter()
-        decision = Decision(
-            "pass", None, refusals.language(request.headers.get("Accept-Language")), self.gate.wall_clock()
-        )
+        language = refusals.language(request.headers.get("Accept-Language"))
+        decision = Decision("pass", None, language, self.gate.wall_clock())
         closes = self.draining
         try:
             response = await self._route(request, decision)
@@ -82,17 +94,81 @@ class Dispatcher:
         return response
 
     async def _route(self, request: web.BaseRequest, decision: Decision) -> web.StreamResponse:
-        headers = self._headers.read(request.raw_headers, request.version)
+        rules = self.rules
+        headers = rules.headers.read(request.raw_headers, request.version)
         address = read_target(request.raw_path, method=request.method)
-        if address.path_raw.startswith(self._prefix):
+        if address.path_raw.startswith(rules.config.listen.client_prefix):
             return await self._own(request, headers, address, decision)
-        match = self._matcher.match(request.method, address)
+        match = rules.matcher.match(request.method, address)
         if match is None:
             return await self._pass(request, headers, address)
         route = match.route
         decision.operation = route.operation
         decision.surface = Surface(route.surface) if route.surface else None
-        incoming = AiohttpIncoming(request, address, headers, match, self._config.listen)
-        if route.operation == "filter":
-            return await addable(self.gate, incoming, decision)
+        incoming = AiohttpIncoming(request, address, headers, match, rules.config.listen)
         return _response(await _OPERATIONS[route.operation](self.gate, incoming, decision))
+
+    async def _pass(
+        self, request: web.BaseRequest, headers: Headers, address: Address
+    ) -> web.StreamResponse:
+        """What the gateway has no say in: streamed through, with the path as it came and the caller named anew."""
+        rules, peer = self.rules, peer_ip(request)
+        if rules.config.listen.deny_unmatched:
+            raise RouteUnknown("This gateway forwards only the routes of its configuration (listen.deny_unmatched).")
+        fields = headers.forward + headers.content + forwarding(peer, request.scheme, headers)
+        if headers.identity is not None and rules.config.identity.mode == "header":
+            identity = self.gate.identity
+            account_id = identity.peek(peer, request.raw_headers) or await identity.resolve(peer, request.raw_headers)
+            fields.append(identity.forwarded_header(account_id))
+        target = address.path_raw + address.query_raw
+        upstream = rules.config.upstream.url.rstrip("/")
+        if wants_websocket(request):
+            return await self._long(
+                tunnel(request, self._http, upstream, target=target, headers=fields, closing=self.draining)
+            )
+        if "text/event-stream" in request.headers.get("Accept", ""):
+            return await self._long(
+                forward(request, self._http, upstream, target=target, headers=fields, closing=self.draining)
+            )
+        return await forward(request, self._http, upstream, target=target, headers=fields, closing=self.draining)
+
+    async def _own(
+        self, request: web.BaseRequest, headers: Headers, address: Address, decision: Decision
+    ) -> web.StreamResponse:
+        decision.operation = "view"
+        if headers.has_body:
+            raise BodyMalformed("A session's view is read without a body.")
+        segments = address.segments[self._prefix_segments(address) :]
+        asking = _Asking(peer_ip(request), request.raw_headers)
+        return await self._long(self._live.handle(request, asking, list(segments), decision))
+
+    def _prefix_segments(self, address: Address) -> int:
+        return self.rules.config.listen.client_prefix.count("/") - 1
+
+    async def _long(self, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
+        """A stream that may last as long as its client: ended by `drain`."""
+        if self.draining:
+            work.close()
+            raise Draining("This gateway is stopping: connect again, another one takes the stream.")
+        task = asyncio.current_task()
+        assert task is not None
+        self._long_lived.add(task)
+        try:
+            return await work
+        finally:
+            self._long_lived.discard(task)
+
+
+class _Asking(Struct, frozen=True):
+    peer_ip: str
+    raw_headers: Sequence[Header]
+
+
+def _response(reply: Reply) -> web.Response:
+    headers: CIMultiDict[str] = CIMultiDict()
+    for name, value in reply.headers:
+        headers.add(name.decode("latin-1"), value.decode("latin-1"))
+    phrase = reply.phrase.decode("latin-1") or None
+    if reply.status in _WITHOUT_BODY:
+        return web.Response(status=reply.status, reason=phrase, headers=headers)
+    return web.Response(status=reply.status, reason=phrase, headers=headers, body=reply.body)

@@ -101,7 +101,7 @@ class Listener(web.Server):
     """Makes connections. `refused` is told of what never became a request."""
 
     def __init__(self, handler: Handler, listen: Listen, refused: Callable[[GatewayError], None]) -> None:
-        self._options = {
+        self._options: dict[str, Any] = {
             "access_log": None,
             "auto_decompress": False,
             "keepalive_timeout": listen.keepalive_seconds,

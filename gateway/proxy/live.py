@@ -1,7 +1,7 @@
 """What a live-room client may see of its own session: the count and its slots, and each ledger step as it happens.
 
-`GET <prefix>sessions/{id}` and `GET <prefix>sessions/{id}/events` (SSE, resumed by `Last-Event-ID`). A client that reads
-slowly holds up nobody: its writes wait for it, and the journal catches up from where it stood.
+`GET <prefix>sessions/{id}` and `GET <prefix>sessions/{id}/events` (SSE, resumed by `Last-Event-ID`). A client
+that reads slowly holds up nobody: its writes wait for it, and the journal catches up from where it stood.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import msgspec
 from aiohttp import web
 
 from gateway.admission.answers import rfc3339
-from gateway.admission.decision import Decision, Incoming
-from gateway.admission.facts import check_owner
+from gateway.admission.decision import Asking, Decision
+from gateway.admission.facts import caller, check_owner
 from gateway.admission.gate import Gate
 from gateway.errors import AddressMalformed, LedgerUnavailable, MethodNotAllowed, RouteUnknown
 from gateway.ledger.journal import Event, Gap, Journal
 from gateway.ledger.steps import Snapshot
 from gateway.policy.model import Account, Session, SessionState, Surface
+from gateway.reading.spelling import id_check
 
 HEARTBEAT_SECONDS = 15.0
 RETRY_MS = 1000
@@ -51,19 +52,22 @@ class View(msgspec.Struct, frozen=True):
 class LiveView:
     """The gateway's own routes on the public port."""
 
-    def __init__(self, gate: Gate, journal: Journal) -> None:
+    def __init__(self, gate: Gate, journal: Journal, id_pattern: str) -> None:
         self._gate = gate
         self._journal = journal
+        self._is_id = id_check(id_pattern)
 
-    async def handle(self, request: web.BaseRequest, incoming: Incoming, segments: list[str], decision: Decision) -> Any:
+    async def handle(
+        self, request: web.BaseRequest, incoming: Asking, segments: list[str], decision: Decision
+    ) -> web.StreamResponse:
         """`segments` are those behind the prefix. Returns a response that was, or can be, sent."""
         if len(segments) not in (2, 3) or segments[0] != "sessions" or segments[2:] not in ([], ["events"]):
-            raise RouteUnknown("The gateway's own routes are sessions/{session_id} and sessions/{session_id}/events.")
+            raise RouteUnknown("The gateway's own routes are sessions/{id} and sessions/{id}/events.")
         if request.method != "GET":
             raise MethodNotAllowed("A session's view can only be read: GET.")
-        account_id = await self._gate.identity.account_id(incoming.peer_ip, incoming.raw_headers)
+        account_id = await caller(self._gate.identity, incoming)
         session_id = decision.session_id = segments[1]
-        if not self._gate.bodies.is_id(session_id):
+        if not self._is_id(session_id):
             raise AddressMalformed("The session id in the address is none.")
         session = await self._gate.directory.session(session_id)
         check_owner(session, account_id)

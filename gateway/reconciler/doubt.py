@@ -4,10 +4,10 @@ Every operation in flight is in its bucket's index of pending ones with the time
 buckets in `ROUND_SECONDS`; a gateway that leaves an operation in doubt says when to look (`expect`), so that its own
 are settled as soon as they are due.
 
-An operation that was still held when its time was over belongs to a gateway that is gone: it becomes in doubt, and is
-due once the upstream can no longer apply it. One in doubt is settled by the upstream's list, asked after the claim, and a
-look at the session, asked after the list. Where either fails nothing is settled, and the lease's end brings it up again.
-A reconciler that was paused past its lease finds another fence there, and changes nothing.
+An operation that was still held when its time was over belongs to a gateway that is gone: it becomes in doubt, and
+is due once the upstream can no longer apply it. One in doubt is settled by the upstream's list, asked after the claim,
+and a look at the session, asked after the list. Where either fails nothing is settled, and the lease's end brings it
+up again. A reconciler that was paused past its lease finds another fence there, and changes nothing.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ import asyncio
 
 import structlog
 
-from gateway.reconciler.opening import Opening
 from gateway.directory import Directory
 from gateway.errors import GatewayError
 from gateway.ledger.steps import Ledger
+from gateway.reconciler.opening import Opening
 
 PAUSE_SECONDS = 0.5
 MAX_SESSIONS = 100_000

@@ -55,11 +55,12 @@ class _Connection(asyncio.Protocol):
         self._size = 0
         self._ended_by_close = False
         self._finished = False
-        self.reusable = False
+        self.reusable = True
 
     def send(self, request: bytes) -> asyncio.Future[UpstreamAnswer]:
         assert self.transport is not None
         self._reset()
+        self.reusable = False
         self._waiter = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         return self._waiter
@@ -246,6 +247,10 @@ class Pool:
             if not place.done():
                 place.set_result(None)
                 return
+
+    async def probe(self) -> None:
+        """Raises `NotSent` where the upstream takes no connection."""
+        self._release(await self._acquire())
 
     def close(self) -> None:
         for connection in self._idle:

@@ -1,0 +1,240 @@
+"""One gateway process: builds the parts, listens, reloads, drains.
+
+A reload builds the new rules beside the old ones and swaps them in one assignment, so a request sees one or the other.
+What can't change while sockets are open (addresses, the ledger, the upstream's pool) takes effect at the next start,
+and the log says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from gateway import identity, settings
+from gateway.admin import server as admin
+from gateway.admission.gate import Gate
+from gateway.admission.settle import Settlements
+from gateway.config import Config
+from gateway.directory import Directory
+from gateway.errors import ConfigurationError, GatewayError
+from gateway.ledger import embedded
+from gateway.ledger.connection import Connection, connect
+from gateway.ledger.journal import Journal
+from gateway.ledger.steps import Ledger
+from gateway.policy.model import Policy, Product
+from gateway.proxy.dispatch import Dispatcher, Rules
+from gateway.proxy.forward import client_session
+from gateway.proxy.listener import Listener
+from gateway.proxy.live import LiveView
+from gateway.reading.body import BodyReader
+from gateway.reading.headers import HeaderReader
+from gateway.reading.routes import Matcher
+from gateway.reconciler.doubt import Reconciler
+from gateway.reconciler.opening import Opening
+from gateway.reconciler.takeover import Takeovers
+from gateway.tasks import Tasks
+from gateway.telemetry import Telemetry
+from gateway.upstream.listing import list_products
+from gateway.upstream.pool import Pool
+
+SETTLE_LIMIT_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Gateway:
+    """A running gateway. `port` and `admin_port` are the ports that it got."""
+
+    def __init__(self, config: Config, policy: Policy, connection: Connection, http: aiohttp.ClientSession) -> None:
+        self.config = config
+        self.telemetry = Telemetry()
+        self._http = http
+        self._connection = connection
+        self.ledger = Ledger(connection, config.ledger, config.upstream.late_apply_seconds)
+        self._directory = Directory(http, config.directory, config.upstream.url, time.monotonic)
+        self._pool = Pool(config.upstream, time.monotonic)
+        self._journal = Journal(self.ledger)
+        opening = Opening(self.ledger, self._directory, self._list)
+        self._takeovers = Takeovers(self.ledger, self._directory, opening)
+        self._reconciler = Reconciler(self.ledger, self._directory, self._list, self.telemetry)
+        self._settlements = Settlements(self.ledger, self._reconciler, config.ledger.hold_seconds)
+        self._identity = identity.build(config.identity, config.limits.id_pattern, http)
+        self._gate = Gate(
+            policy=policy,
+            bodies=BodyReader(config.routes, config.limits),
+            identity=self._identity,
+            directory=self._directory,
+            ledger=self.ledger,
+            opening=opening,
+            takeovers=self._takeovers,
+            settlements=self._settlements,
+            pool=self._pool,
+            telemetry=self.telemetry,
+            wall_clock=time.time,
+        )
+        self._streams = client_session(config.upstream, max_connections=config.listen.max_connections)
+        live = LiveView(self._gate, self._journal, config.limits.id_pattern)
+        self._dispatcher = Dispatcher(self._rules(config), self._gate, self._streams, live)
+        self._loops = Tasks("loops")
+        self.telemetry.watch_directory(
+            {
+                "account": self._directory.account_records,
+                "product": self._directory.product_records,
+                "session": self._directory.session_records,
+            }
+        )
+        self.telemetry.policy(policy_in_force(policy, time.time()))
+        self._embedded: embedded.EmbeddedRedis | None = None
+
+    @classmethod
+    async def start(cls, config: Config, policy: Policy, *, reuse_port: bool = False) -> Gateway:
+        """Build and listen. Raises `OSError` where an address can't be had."""
+        redis = await embedded.start() if config.ledger.url == "embedded" else None
+        url = redis.url if redis is not None else config.ledger.url
+        gateway = cls(
+            config,
+            policy,
+            connect(url, config.ledger.timeout_seconds, time.monotonic),
+            client_session(config.upstream),
+        )
+        gateway._embedded = redis
+        try:
+            await gateway._listen(reuse_port)
+        except BaseException:
+            await gateway.close()
+            raise
+        return gateway
+
+    async def _listen(self, reuse_port: bool) -> None:
+        listen = self.config.listen
+        await self._identity.start()
+        self._listener = Listener(self._dispatcher.handle, listen, lambda error: self.telemetry.error(error.reason))
+        self._runner = web.ServerRunner(self._listener, shutdown_timeout=listen.drain_seconds)
+        await self._runner.setup()
+        self.telemetry.watch_connections(lambda: len(self._listener.connections))
+        site = web.TCPSite(self._runner, listen.host, listen.port, reuse_port=reuse_port, backlog=1024)
+        await site.start()
+        self.port = int(self._runner.addresses[0][1])
+        checks = {"ledger": self.ledger.ping, "upstream": self._ask_upstream}
+        self._admin = await admin.start(listen, self.telemetry, checks, lambda: self._dispatcher.draining)
+        self.admin_port = self._admin.port
+        self._loops.start(self._reconciler.run())
+        self._loops.start(self._takeovers.run())
+        self._loops.start(self._warn())
+        log.info("listening", url=f"http://{listen.host}:{self.port}", admin_port=self.admin_port)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.config.listen.host}:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://{self.config.listen.admin_host}:{self.admin_port}"
+
+    def _rules(self, config: Config) -> Rules:
+        return Rules(
+            config=config,
+            matcher=Matcher(config.routes, config.limits),
+            headers=HeaderReader(
+                config.identity.header,
+                max_headers=config.listen.max_headers,
+                max_header_bytes=config.listen.max_header_bytes,
+            ),
+        )
+
+    async def _list(self, session_id: str) -> tuple[Product, ...]:
+        return await list_products(self._http, self.config, session_id)
+
+    async def _ask_upstream(self) -> None:
+        await self._pool.probe()
+
+    async def _warn(self) -> None:
+        """What about Redis would break the promise, said once at start."""
+        try:
+            for warning in await self._connection.warnings():
+                log.warning("ledger_setting", warning=warning)
+        except GatewayError as error:
+            log.warning("ledger_unavailable", error=error.detail)
+
+    def reload(self, config: Config, policy: Policy) -> None:
+        """Take over a new policy and new rules for reading requests; what needs a new start is named in the log."""
+        fixed = [
+            name
+            for name in ("upstream", "ledger", "directory", "identity")
+            if getattr(config, name) != getattr(self.config, name)
+        ]
+        if fixed:
+            log.warning("reload_needs_restart", sections=fixed)
+        self._gate.policy = policy
+        self._gate.bodies = BodyReader(config.routes, config.limits)
+        self._dispatcher.rules = self._rules(config)
+        self._loops.start(self._identity.reload())
+        self.telemetry.policy(policy_in_force(policy, time.time()))
+        log.info("reloaded", policy_version=policy.versions[-1].id)
+
+    async def drain(self) -> None:
+        """No new connections; running requests and their settlements end, within `listen.drain_seconds`."""
+        self._dispatcher.drain()
+        await self._runner.cleanup()
+        left = await self._settlements.tasks.drain(SETTLE_LIMIT_SECONDS)
+        if left:
+            log.warning("settlements_left_to_reconciler", count=left)
+
+    async def close(self) -> None:
+        """Drain and let go of everything."""
+        if hasattr(self, "_runner"):
+            await self.drain()
+        if hasattr(self, "_admin"):
+            await self._admin.close()
+        await self._loops.cancel()
+        await self._settlements.tasks.cancel()
+        await self._journal.close()
+        await self._directory.close()
+        await self._identity.close()
+        self._pool.close()
+        await self._connection.close()
+        await self._http.close()
+        await self._streams.close()
+        if self._embedded is not None:
+            await self._embedded.close()
+
+
+def policy_in_force(policy: Policy, now: float) -> str:
+    """The version that the clock has reached; the first one where none has begun."""
+    begun = [version.id for version in policy.versions if version.effective_from <= now]
+    return begun[-1] if begun else policy.versions[0].id
+
+
+async def run(path: Path, environ: Mapping[str, str], *, reuse_port: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads. Raises `ConfigurationError` where the files are wrong."""
+    config, policy = settings.load_all(path, environ)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        gateway = await Gateway.start(config, policy, reuse_port=reuse_port)
+    except OSError as error:
+        listen = config.listen
+        log.error("cannot_listen", host=listen.host, port=listen.port, admin_port=listen.admin_port, error=str(error))
+        return 1
+
+    def reload() -> None:
+        try:
+            gateway.reload(*settings.load_all(path, environ))
+        except ConfigurationError as error:
+            log.error("reload_refused", mistakes=[str(mistake) for mistake in error.mistakes])
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    await stop.wait()
+    log.info("draining", limit_seconds=config.listen.drain_seconds)
+    await gateway.close()
+    log.info("stopped")
+    return 0
