@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return explain(path, environ, arguments)
     if arguments.workers > 1:
         return serve_with_workers(path, environ, arguments.workers)
-    return serve(path, environ)
+    return serve(path, environ, reuse_port=arguments.share_port)
 
 
 def say_mistakes(error: ConfigurationError) -> int:

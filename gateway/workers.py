@@ -6,7 +6,6 @@ again, at most once a second, so that a worker which can't start does not spin.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -30,8 +29,8 @@ def supervise(path: Path, workers: int, environ: Mapping[str, str], drain_second
         signal.signal(number, lambda received, _frame: asked.append(received))
 
     def start(place: int) -> None:
-        command = [sys.executable, "-m", "gateway.workers", str(path)]
-        process = subprocess.Popen(command, env={**environ, "ATTACHGATE_WORKER": str(place)})
+        command = [sys.executable, "-m", "gateway.cli", "serve", "--config", str(path), "--share-port"]
+        process = subprocess.Popen(command, env=dict(environ))
         running[place] = (process, time.monotonic())
 
     for place in range(workers):
@@ -64,13 +63,3 @@ def _stop(processes: list[subprocess.Popen[bytes]], drain_seconds: float) -> int
             code = 1
     return code
 
-
-def main() -> int:
-    """One worker: `python -m gateway.workers FILE`."""
-    from gateway import commands
-
-    return commands.serve(Path(sys.argv[1]), os.environ, reuse_port=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

