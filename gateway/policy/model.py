@@ -7,6 +7,7 @@ straight into them. Times are seconds since the epoch.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -34,7 +35,8 @@ class Surface(StrEnum):
 
 
 class Standing(StrEnum):
-    """What an account is to the rules. `official` may be restricted; the other three are not (N10, N11, N14)."""
+    """What an account is to the rules. `official` may be restricted; the other three are not (N10, N11,
+    N14)."""
 
     official = "official"
     pure_creator = "pure_creator"
@@ -90,8 +92,8 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Case(msgspec.Struct, frozen=True, order=True):
-    """One point of the space that a version's rules must cover exactly once. `shop_type` and `cross_border` are
-    None for standings that have no shop to speak of (`unbound`, `creator`, `pure_creator`)."""
+    """One point of the space that a version's rules must cover exactly once. `shop_type` and `cross_border`
+    are None for standings that have no shop to speak of (`unbound`, `creator`, `pure_creator`)."""
 
     standing: Standing
     shop_type: ShopType | None
@@ -123,17 +125,27 @@ class Version(msgspec.Struct, frozen=True):
     cases: dict[Case, Rule]
 
 
-class Policy(msgspec.Struct, frozen=True):
+class Policy(msgspec.Struct, frozen=True, dict=True):
     """Versions in the order of `effective_from`, oldest first."""
 
     versions: tuple[Version, ...]
+
+    @cached_property
+    def changes(self) -> tuple[float, ...]:
+        """Every time at which a verdict may change by itself: a version takes effect, or a roll-out takes a
+        step."""
+        times = {version.effective_from for version in self.versions}
+        for version in self.versions:
+            for rule in version.cases.values():
+                times.update(step.at for step in rule.rollout if step.at > version.effective_from)
+        return tuple(sorted(times))
 
 
 class Verdict(msgspec.Struct, frozen=True):
     """What the policy says of an account's foreign products on one surface at one time.
 
-    `cap` None: no limit. `rule` is the matched rule's notice id (`N3`); `reached` is False where the rule would
-    restrict the account but its roll-out has not come to it yet (N12), and `cap` is then None.
+    `cap` None: no limit. `rule` is the matched rule's notice id (`N3`); `reached` is False where the rule
+    would restrict the account but its roll-out has not come to it yet (N12), and `cap` is then None.
     """
 
     cap: int | None

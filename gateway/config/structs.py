@@ -1,6 +1,7 @@
-"""gateway.toml as frozen structs: every key, its type, its default and its limits.
+"""gateway.toml as frozen structs: every key, its type, its default and its limits. Times are seconds.
 
-Pure: bytes in, a `Config` out, or a `ConfigurationError` with every mistake at once. Times are seconds.
+What must hold between keys, and what a type can't say, is in `checks`, `routes` and `ids`. A `Meta`
+description is what an operator is told was expected.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from msgspec import Meta, Struct
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Operation = Literal["create", "start", "end", "attach", "detach", "replace", "filter"]
+
+_UPSTREAM_URL = 'the address of the product-attach API, such as "http://attach.internal:9000"'
+_PREFIX = "1 to 32 of the characters A-Z a-z 0-9 _ . -"
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,10 +38,10 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
-    """The product-attach API. `late_apply_seconds`: the longest time after a lost answer within which it may still
-    apply the request."""
+    """The product-attach API. `late_apply_seconds`: the longest time after a lost answer within which it may
+    still apply the request."""
 
-    url: str
+    url: Annotated[str, Meta(description=_UPSTREAM_URL)]
     connect_timeout_seconds: Seconds = 2.0
     response_timeout_seconds: Seconds = 10.0
     max_connections: Annotated[int, Meta(ge=1, le=65535)] = 256
@@ -48,8 +52,9 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ledger(Struct, frozen=True, forbid_unknown_fields=True):
-    """`hold_seconds`: how long a gateway may take from a reserve to the upstream's answer; a reservation older than
-    that belongs to a gateway that died. `stream_entries`: how many events a bucket's stream keeps."""
+    """`hold_seconds`: how long a gateway may take from a reserve to the upstream's answer; a reservation
+    older than that belongs to a gateway that died. `stream_entries`: how many events a bucket's stream
+    keeps."""
 
     url: str = "redis://127.0.0.1:6379/0"
     timeout_seconds: Seconds = 0.25
@@ -57,7 +62,7 @@ class Ledger(Struct, frozen=True, forbid_unknown_fields=True):
     retention_seconds: Seconds = 604_800.0
     stream_entries: Annotated[int, Meta(ge=16, le=1_000_000)] = 1000
     durability: Literal["primary", "replicated"] = "primary"
-    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "ag"
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}\Z", description=_PREFIX)] = "ag"
 
 
 class Identity(Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,9 +108,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 class Route(Struct, frozen=True, forbid_unknown_fields=True):
     """A request that the gateway understands.
 
-    `product_ids` are JSON pointers (RFC 6901) into the body, `*` for each element; `applied_ids` points into the
-    answer, to what was applied; `extra_members` names body members that are forwarded besides those that the
-    pointers name; `already_there` are statuses that mean the product was attached before.
+    `product_ids` are JSON pointers (RFC 6901) into the body, `*` for each element; `applied_ids` points into
+    the answer, to what was applied; `extra_members` names body members that are forwarded besides those that
+    the pointers name; `already_there` are statuses that mean the product was attached before.
     """
 
     operation: Operation
@@ -130,7 +135,14 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
     Route("replace", "PUT", "/live/sessions/{session_id}/products/{product_id}", "live_room", ("/product_id",)),
     Route("attach", "POST", "/accounts/{account_id}/showcase/products", "showcase", _IDS, "/attached/*"),
     Route("filter", "GET", "/accounts/{account_id}/showcase/addable", "showcase"),
-    Route("attach", "POST", "/accounts/{account_id}/videos/{video_id}/products", "short_video", _IDS, "/attached/*"),
+    Route(
+        "attach",
+        "POST",
+        "/accounts/{account_id}/videos/{video_id}/products",
+        "short_video",
+        _IDS,
+        "/attached/*",
+    ),
 )
 
 

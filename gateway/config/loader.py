@@ -1,0 +1,131 @@
+"""gateway.toml and the environment to a `Config`, or to every mistake in them at once.
+
+`ATTACHGATE_LISTEN__PORT=9000` stands for `listen.port = 9000` and wins over the file; lists are
+comma-separated, and routes can only stand in the file. A variable with our prefix that sets nothing is a
+mistake, since it was meant to. Not ours are `ATTACHGATE_CONFIG` (the path of the file) and what Kubernetes
+and Docker set by themselves beside a service named attachgate, such as `ATTACHGATE_SERVICE_HOST`.
+
+`parse` is pure; `read` and `load` are the edge that reads the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.config import checks, tables
+from gateway.config.structs import Config
+from gateway.config.tables import Findings
+from gateway.errors import ConfigurationError, Mistake
+
+PREFIX = "ATTACHGATE_"
+SECRETS = frozenset({"upstream.url", "ledger.url", "directory.url", "identity.jwks"})
+_RESERVED = f"{PREFIX}CONFIG"
+_INJECTED = re.compile(
+    PREFIX + r"([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|NAME"
+    r"|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR|START|END))?)"
+)
+_INJECTED_PORT = re.compile(r"(tcp|udp|sctp)://")
+
+
+def parse(data: bytes, file: str, environ: Mapping[str, str]) -> Config:
+    """The configuration in `data`. `file` is how messages call it. Raises ConfigurationError with all
+    mistakes."""
+    config, mistakes = examine(data, file, environ)
+    if config is None or mistakes:
+        raise ConfigurationError(mistakes)
+    return config
+
+
+def examine(data: bytes, file: str, environ: Mapping[str, str]) -> tuple[Config | None, list[Mistake]]:
+    """A configuration and what is wrong with it; one with mistakes is fit only for finding more of them. None
+    where the file is not TOML at all."""
+    findings = Findings(file, SECRETS)
+    document = tables.parse(data, findings)
+    table = document if document is not None else {}
+    _overlay(table, environ, findings)
+    if document is None:
+        return None, findings.mistakes
+    config = tables.read(Config, table, findings)
+    checks.check(config, findings)
+    return config, findings.mistakes
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """The configuration in the file. Files that it names are relative to its folder. Raises
+    ConfigurationError."""
+    config, mistakes = read(path, environ)
+    if config is None or mistakes:
+        raise ConfigurationError(mistakes)
+    return config
+
+
+def read(path: Path, environ: Mapping[str, str]) -> tuple[Config | None, list[Mistake]]:
+    """As `examine`, from a file; what it names is resolved, and a file of keys that can't be read is a
+    mistake."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return None, [unreadable(path, error)]
+    config, mistakes = examine(data, str(path), environ)
+    if config is None:
+        return None, mistakes
+    config = _resolved(config, path.parent)
+    jwks = config.identity.jwks
+    if config.identity.mode == "jwt" and jwks and "://" not in jwks and not Path(jwks).is_file():
+        mistakes.append(Mistake(str(path), "identity.jwks", f"there is no file {jwks}; create it or correct the path"))
+    return config, mistakes
+
+
+def unreadable(path: Path, error: OSError) -> Mistake:
+    return Mistake(
+        str(path),
+        "",
+        f"can't be read ({error.strerror or type(error).__name__}); check the path and its rights",
+    )
+
+
+def _resolved(config: Config, folder: Path) -> Config:
+    """The same configuration with the files that it names as seen from here, not from its own folder."""
+    replace = msgspec.structs.replace
+    if file := config.policy.file:
+        config = replace(config, policy=replace(config.policy, file=str(folder / file)))
+    jwks = config.identity.jwks
+    if jwks and "://" not in jwks:
+        config = replace(config, identity=replace(config.identity, jwks=str(folder / jwks)))
+    return config
+
+
+def _overlay(table: dict[str, Any], environ: Mapping[str, str], findings: Findings) -> None:
+    """Put what the environment sets into the table of the file."""
+    known = _variables()
+    for variable in sorted(name for name in environ if name.startswith(PREFIX)):
+        if variable in known:
+            section, name, kind = known[variable]
+            values = table.setdefault(section, {})
+            if isinstance(values, dict):
+                values[name] = tables.from_text(environ[variable], kind)
+                findings.override(f"{section}.{name}", variable)
+        elif variable.startswith(f"{PREFIX}ROUTES"):
+            findings.add_variable(variable, "routes can't be set from the environment; put [[routes]] into the file")
+        elif variable != _RESERVED and not _is_injected(variable, environ[variable]):
+            hint = tables.suggestion(variable, known) or "; names are ATTACHGATE_<SECTION>__<KEY>"
+            findings.add_variable(variable, "sets nothing" + hint)
+
+
+def _variables() -> dict[str, tuple[str, str, Any]]:
+    """Each variable that there is, with the section, the key and the type of what it sets."""
+    return {
+        f"{PREFIX}{section.name}__{field.name}".upper(): (section.name, field.name, field.type)
+        for section in msgspec.structs.fields(Config)
+        if section.name != "routes"
+        for field in msgspec.structs.fields(section.type)
+    }
+
+
+def _is_injected(variable: str, value: str) -> bool:
+    return bool(_INJECTED.fullmatch(variable) or (variable.endswith("_PORT") and _INJECTED_PORT.match(value)))

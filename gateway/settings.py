@@ -1,0 +1,53 @@
+"""Both files that an operator writes, gateway.toml and the policy that it names, with the mistakes of both at
+once.
+
+The edge for `serve`, `check` and `explain`: it reads files; what stands in them is judged by `config` and
+`policy.document`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from gateway.config import Config, loader
+from gateway.errors import ConfigurationError, Mistake
+from gateway.policy import document
+from gateway.policy.model import Policy
+
+
+def load_all(path: Path, environ: Mapping[str, str]) -> tuple[Config, Policy]:
+    """The configuration in the file and its policy: `policy.file`, relative to the file's folder, or the
+    notice as shipped. Raises ConfigurationError with every mistake in both.
+
+    A policy can't be looked for where gateway.toml can't be read, or where `policy.file` itself is wrong.
+    """
+    config, mistakes = loader.read(path, environ)
+    policy = None
+    if config is not None and not any(mistake.key == "policy.file" for mistake in mistakes):
+        policy, more = _examine_policy(config.policy.file)
+        mistakes = mistakes + more
+    if config is None or policy is None or mistakes:
+        raise ConfigurationError(mistakes)
+    return config, policy
+
+
+def load_policy(file: str = "") -> Policy:
+    """The policy in a file, or the notice as shipped. Raises ConfigurationError."""
+    policy, mistakes = _examine_policy(file)
+    if policy is None:
+        raise ConfigurationError(mistakes)
+    return policy
+
+
+def _examine_policy(file: str) -> tuple[Policy | None, list[Mistake]]:
+    if not file:
+        notice = resources.files("gateway.policy") / "notice.toml"
+        return document.examine(notice.read_bytes(), str(notice))
+    path = Path(file)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return None, [loader.unreadable(path, error)]
+    return document.examine(data, file)
