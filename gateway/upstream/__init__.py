@@ -1,0 +1,1 @@
+"""The product-attach API: requests on lean connections (`pool`), and a session's products (`listing`)."""
