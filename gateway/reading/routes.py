@@ -34,6 +34,7 @@ _READS = frozenset(("GET", "HEAD", "OPTIONS"))
 _OVERRIDES = frozenset(("_method", "x-http-method-override", "x-http-method", "x-method-override"))
 _SEPARATORS = re.compile(r"[&;]")
 _MAX_DECODINGS = 3
+_MAX_PARAMETERS = 256
 
 Template = tuple[str | None, ...]
 """A path's segments, None for each placeholder."""
@@ -151,7 +152,10 @@ def _refuse_unless_reading(method: str, allowed: set[str], address: Address) -> 
 
 def _refuse_parameters(query_raw: str, refused: frozenset[str]) -> None:
     """Refuse a query that names one of these, however it is encoded, indexed (`name[]`) or spelt."""
-    for index, part in enumerate(_SEPARATORS.split(query_raw[1:])):
+    parts = _SEPARATORS.split(query_raw[1:])
+    if len(parts) > _MAX_PARAMETERS:
+        raise AddressMalformed(f"The query has more than {_MAX_PARAMETERS} parameters: send fewer.")
+    for index, part in enumerate(parts):
         name = part.partition("=")[0]
         for _ in range(_MAX_DECODINGS):
             name = unquote_plus(name).partition("=")[0]

@@ -164,6 +164,12 @@ def test_other_queries_go_along(query: str) -> None:
     assert match("POST", f"/live/sessions/s1/products?{query}") is not None
 
 
+def test_the_parameters_of_an_operation_have_a_limit() -> None:
+    assert match("POST", "/live/sessions/s1/products?" + "&" * 255) is not None
+    with pytest.raises(AddressMalformed, match="256"):
+        match("POST", "/live/sessions/s1/products?" + "&" * 256)
+
+
 def test_a_read_may_not_turn_into_another_method_by_its_query() -> None:
     with pytest.raises(AddressMalformed, match="query"):
         match("GET", "/live/sessions/s1/products?_method=POST")
