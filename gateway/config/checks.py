@@ -87,10 +87,9 @@ def _split(address: str) -> SplitResult | None:
     if not address.isascii() or any(char <= " " or char == "\x7f" for char in address):
         return None
     try:
-        parts = urlsplit(address)
+        return urlsplit(address)
     except ValueError:
         return None
-    return parts
 
 
 def _check_http_address(key: str, address: str, findings: Findings) -> None:
@@ -106,13 +105,9 @@ def http_problem(address: str) -> str | None:
         return f"not an address; {example}"
     if parts.scheme not in ("http", "https"):
         return f"an address starts with http:// or https://; {example}"
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return f"the port is not a number from 1 to 65535; {example}"
-    if not host or not _HOST.fullmatch(host):
+    if not parts.hostname or not _HOST.fullmatch(parts.hostname):
         return f"no host that could be looked up; {example}"
-    if port == 0:
+    if not _is_node(parts.netloc.rpartition("@")[2]):
         return f"the port is not a number from 1 to 65535; {example}"
     if "@" in parts.netloc:
         return f"user name and password are not supported in it; {example}"

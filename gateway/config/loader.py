@@ -113,7 +113,7 @@ def _overlay(table: dict[str, Any], environ: Mapping[str, str], findings: Findin
         elif variable.startswith(f"{PREFIX}ROUTES"):
             findings.add_variable(variable, "routes can't be set from the environment; put [[routes]] into the file")
         elif variable != _RESERVED and not _is_injected(variable, environ[variable]):
-            hint = tables.suggestion(variable, known) or "; names are ATTACHGATE_<SECTION>__<KEY>"
+            hint = tables.suggestion(variable, known, likeness=0.85) or "; names are ATTACHGATE_<SECTION>__<KEY>"
             findings.add_variable(variable, "sets nothing" + hint)
 
 

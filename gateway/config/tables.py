@@ -88,12 +88,12 @@ def shown(value: object) -> str:
             return type(value).__name__
 
 
-def suggestion(word: object, known: Iterable[str]) -> str:
+def suggestion(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
     """The rest of a sentence: the known word that was probably meant, or nothing."""
     if not isinstance(word, str):
         return ""
     words = list(known)
-    close = difflib.get_close_matches(word[:64], words, 1) or [w for w in words if w.lower() == word.lower()]
+    close = difflib.get_close_matches(word[:64], words, 1, likeness) or [w for w in words if w.lower() == word.lower()]
     return f"; did you mean {shown(close[0])}?" if close else ""
 
 
@@ -216,8 +216,6 @@ def _blank(info: inspect.Type) -> Any:
             return ()
         case inspect.DictType():
             return {}
-        case inspect.NoneType():
-            return None
         case _:
             return ""
 

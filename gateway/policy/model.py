@@ -35,8 +35,7 @@ class Surface(StrEnum):
 
 
 class Standing(StrEnum):
-    """What an account is to the rules. `official` may be restricted; the other three are not (N10, N11,
-    N14)."""
+    """What an account is to the rules. `official` may be restricted; the other three are not (N10, N11, N14)."""
 
     official = "official"
     pure_creator = "pure_creator"
@@ -92,8 +91,8 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Case(msgspec.Struct, frozen=True, order=True):
-    """One point of the space that a version's rules must cover exactly once. `shop_type` and `cross_border`
-    are None for standings that have no shop to speak of (`unbound`, `creator`, `pure_creator`)."""
+    """One point of the space that a version's rules must cover exactly once. `shop_type` and `cross_border` are
+    None for standings that have no shop to speak of (`unbound`, `creator`, `pure_creator`)."""
 
     standing: Standing
     shop_type: ShopType | None
@@ -132,8 +131,7 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def changes(self) -> tuple[float, ...]:
-        """Every time at which a verdict may change by itself: a version takes effect, or a roll-out takes a
-        step."""
+        """Every time at which a verdict may change by itself: a version takes effect, or a roll-out takes a step."""
         times = {version.effective_from for version in self.versions}
         for version in self.versions:
             for rule in version.cases.values():
@@ -144,8 +142,8 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
 class Verdict(msgspec.Struct, frozen=True):
     """What the policy says of an account's foreign products on one surface at one time.
 
-    `cap` None: no limit. `rule` is the matched rule's notice id (`N3`); `reached` is False where the rule
-    would restrict the account but its roll-out has not come to it yet (N12), and `cap` is then None.
+    `cap` None: no limit. `rule` is the matched rule's notice id (`N3`); `reached` is False where the rule would
+    restrict the account but its roll-out has not come to it yet (N12), and `cap` is then None.
     """
 
     cap: int | None
