@@ -97,7 +97,13 @@ class AccountUnknown(ClientError):
 
 
 class MethodNotAllowed(ClientError):
+    """`allow` are the methods that there are (RFC 9110 section 15.5.6)."""
+
     status, reason = 405, "method_not_allowed"
+
+    def __init__(self, detail: str, allow: str = "GET") -> None:
+        super().__init__(detail)
+        self.allow = allow
 
 
 class SessionEnded(ClientError):

@@ -143,7 +143,7 @@ class Gateway:
             config=config,
             matcher=Matcher(config.routes, config.limits),
             headers=HeaderReader(
-                config.identity.header,
+                self._identity.own_header.decode(),
                 max_headers=config.listen.max_headers,
                 max_header_bytes=config.listen.max_header_bytes,
             ),

@@ -15,6 +15,8 @@ from gateway.config import Config, loader
 from gateway.errors import ConfigurationError, Mistake
 from gateway.policy import document
 from gateway.policy.model import Policy
+from gateway.reading.body import BodyReader
+from gateway.reading.routes import Matcher
 
 
 def load_all(path: Path, environ: Mapping[str, str]) -> tuple[Config, Policy]:
@@ -28,9 +30,22 @@ def load_all(path: Path, environ: Mapping[str, str]) -> tuple[Config, Policy]:
     if config is not None and not any(mistake.key == "policy.file" for mistake in mistakes):
         policy, more = _examine_policy(config.policy.file)
         mistakes = mistakes + more
+    if config is not None and not mistakes:
+        mistakes = _unreadable_routes(config, str(path))
     if config is None or policy is None or mistakes:
         raise ConfigurationError(mistakes)
     return config, policy
+
+
+def _unreadable_routes(config: Config, file: str) -> list[Mistake]:
+    """What only shows where the routes are made ready to read requests by."""
+    mistakes: list[Mistake] = []
+    for reader in (Matcher, BodyReader):
+        try:
+            reader(config.routes, config.limits, file=file)
+        except ConfigurationError as error:
+            mistakes += error.mistakes
+    return mistakes
 
 
 def load_policy(file: str = "") -> Policy:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from gateway import refusals
 from gateway.admission.decision import Decision, Reply, encoded
 from gateway.admission.gate import Gate
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, MethodNotAllowed
 from gateway.ledger.steps import Slot, Snapshot
 from gateway.refusals import PolicyReason, SlotView
 
@@ -68,4 +68,9 @@ def failure(gate: Gate, decision: Decision, error: GatewayError) -> Reply:
     )
     gate.telemetry.failed(error, decision.id, decision.session_id)
     status, headers, body = refusals.answer(problem, decision.language, error.retry_after_seconds)
-    return Reply(status, encoded(headers) + decision.headers(), body)
+    found = encoded(headers) + decision.headers()
+    if status == 401:
+        found.append((b"WWW-Authenticate", gate.identity.challenge))
+    if isinstance(error, MethodNotAllowed):
+        found.append((b"Allow", error.allow.encode()))
+    return Reply(status, found, body)

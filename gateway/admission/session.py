@@ -131,7 +131,7 @@ async def start(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     """From the moment it is asked the session counts as live. A replace whose outcome is unknown holds it up, since
     the old product would count and the new one might still come (N6)."""
     account, session_id = await _caller_and_session(gate, incoming, decision)
-    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical
+    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical or None
     steps: list[Step] = []
     if account.recorded:
         cap = gate.evaluate(account, Surface.live_room, decision.now).cap
@@ -164,7 +164,7 @@ async def _ask_start(gate: Gate, account: Account, session_id: str, operation: s
 
 async def end(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     account, session_id = await _caller_and_session(gate, incoming, decision)
-    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical
+    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical or None
     answer = await forward(gate, incoming, decision, account.account_id, body)
     reply = upstream_reply(answer, decision)
     if of_status("end", answer.status) is Outcome.applied and account.recorded:

@@ -36,6 +36,9 @@ class Identity(Protocol):
     own_header: bytes
     """The header that only the gateway may set, in lower case: a client's is never forwarded."""
 
+    challenge: bytes
+    """What a 401 asks for (RFC 9110 section 11.6.1)."""
+
     def peek(self, peer_ip: str, raw_headers: RawHeaders) -> str | None:
         """The account, without waiting; None where a signing key must be fetched first. Header mode never
         waits."""

@@ -67,6 +67,7 @@ class HeaderIdentity:
         self._header = settings.header
         self._name = settings.header.encode()
         self.own_header = self._name.lower()
+        self.challenge = b'Header name="%b"' % self._name
         self._pattern = re.compile(id_pattern, re.ASCII)
         self._peers = Peers(settings.trusted_peers)
 

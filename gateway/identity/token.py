@@ -71,6 +71,7 @@ class TokenIdentity:
         self._settings = settings
         self._name = settings.header.encode()
         self.own_header = self._name.lower()
+        self.challenge = b'Bearer realm="attachgate"'
         self._pattern = re.compile(id_pattern, re.ASCII)
         self._keys = keys
         self._clock = clock

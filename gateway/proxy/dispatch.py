@@ -97,7 +97,7 @@ class Dispatcher:
         rules = self.rules
         headers = rules.headers.read(request.raw_headers, request.version)
         address = read_target(request.raw_path, method=request.method)
-        if address.path_raw.startswith(rules.config.listen.client_prefix):
+        if address.canonical.startswith(rules.config.listen.client_prefix):
             return await self._own(request, headers, address, decision)
         match = rules.matcher.match(request.method, address)
         if match is None:

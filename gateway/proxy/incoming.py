@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 
 from aiohttp import web
@@ -13,6 +14,9 @@ from gateway.errors import BodyMalformed, BodyTooLarge, LengthRequired
 from gateway.reading.address import Address
 from gateway.reading.headers import Headers, forwarding
 from gateway.reading.routes import Match
+
+UNKNOWN_PEER = "?"
+"""Trusted by no network: whoever has reset its connection is not believed."""
 
 _WITH_BODY = frozenset(("create", "attach", "replace"))
 
@@ -64,7 +68,12 @@ class AiohttpIncoming:
 
 
 def peer_ip(request: web.BaseRequest) -> str:
-    """The address of the connection's other end; empty for a unix socket."""
+    """The address of the connection's other end; empty for a unix socket, `?` where it has gone already."""
     transport = request.transport
-    name = transport.get_extra_info("peername") if transport is not None else None
-    return str(name[0]) if isinstance(name, tuple) and name else ""
+    if transport is None:
+        return UNKNOWN_PEER
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple) and name:
+        return str(name[0])
+    connection = transport.get_extra_info("socket")
+    return "" if connection is not None and connection.family == socket.AF_UNIX else UNKNOWN_PEER

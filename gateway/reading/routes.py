@@ -147,7 +147,8 @@ def _refuse_unless_reading(method: str, allowed: set[str], address: Address) -> 
         return
     if method.upper() in allowed or method.upper() in _READS:
         raise AddressMalformed("The method must be written in capitals.")
-    raise MethodNotAllowed(f"This method is not for this path; there is {', '.join(sorted(allowed))}.")
+    methods = ", ".join(sorted(allowed))
+    raise MethodNotAllowed(f"This method is not for this path; there is {methods}.", methods)
 
 
 def _refuse_parameters(query_raw: str, refused: frozenset[str]) -> None:
