@@ -61,7 +61,7 @@ class Gateway:
         self._directory = Directory(http, config.directory, config.upstream.url, time.monotonic)
         self._pool = Pool(config.upstream, time.monotonic)
         self._journal = Journal(self.ledger)
-        opening = Opening(self.ledger, self._directory, self._list)
+        opening = Opening(self.ledger, self._directory, self._list, self.telemetry)
         self._takeovers = Takeovers(self.ledger, self._directory, opening)
         self._reconciler = Reconciler(self.ledger, self._directory, self._list, self.telemetry)
         self._settlements = Settlements(self.ledger, self._reconciler, config.ledger.hold_seconds)

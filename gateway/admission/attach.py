@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from time import perf_counter
 
 from gateway.admission import facts
 from gateway.admission.answers import refusal
@@ -82,6 +83,7 @@ async def reserve(
 ) -> Answer:
     """`held` or `full`. A session that the ledger does not know is opened first. What a lost answer may have left
     held is released, since nothing was forwarded."""
+    began = perf_counter()
     try:
         reserved = await gate.ledger.reserve(session_id, decision.id, decision.cap, foreign)
         if reserved.said == "missing":
@@ -90,6 +92,8 @@ async def reserve(
     except LedgerUnavailable:
         gate.settlements.release(session_id, decision.id, len(foreign))
         raise
+    finally:
+        gate.telemetry.ledger_took("reserve", perf_counter() - began)
     if reserved.said == "ended":
         raise SessionEnded(f"Session {session_id} has ended: nothing can be attached to it any more.")
     if reserved.said == "missing":

@@ -64,12 +64,14 @@ class Snapshot(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What a step said, in the words of its script, and the count after it. `snapshot` comes with refusals."""
+    """What a step said, in the words of its script, and the count after it. `snapshot` comes with refusals; `new` is how
+    many slots an adopt made."""
 
     said: str
     used: int = 0
     state: SessionState | None = None
     snapshot: Snapshot | None = None
+    new: int = 0
 
 
 class Pending(Struct, frozen=True):
@@ -290,6 +292,7 @@ def _answer(reply: list[Any]) -> Answer:
         used=reply[1] if len(reply) > 1 else 0,
         state=_STATES[state] if isinstance(state, bytes) else None,
         snapshot=decode_snapshot(reply[3:]) if len(reply) > 3 and isinstance(state, bytes) else None,
+        new=state if isinstance(state, int) else 0,
     )
 
 

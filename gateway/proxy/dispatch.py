@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import structlog
@@ -27,6 +27,7 @@ from gateway.config import Config, Operation
 from gateway.errors import BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
+from gateway.proxy.answer import Patience
 from gateway.proxy.forward import forward
 from gateway.proxy.incoming import AiohttpIncoming, peer_ip
 from gateway.proxy.live import LiveView
@@ -34,6 +35,8 @@ from gateway.proxy.websocket import tunnel, wants_websocket
 from gateway.reading.address import Address, read_target
 from gateway.reading.headers import HeaderReader, Headers, forwarding
 from gateway.reading.routes import Matcher
+
+R = TypeVar("R", bound=web.StreamResponse)
 
 log = structlog.get_logger(__name__)
 
@@ -120,17 +123,21 @@ class Dispatcher:
             identity = self.gate.identity
             account_id = identity.peek(peer, request.raw_headers) or await identity.resolve(peer, request.raw_headers)
             fields.append(identity.forwarded_header(account_id))
-        target = address.path_raw + address.query_raw
-        upstream = rules.config.upstream.url.rstrip("/")
-        if wants_websocket(request):
-            return await self._long(
-                tunnel(request, self._http, upstream, target=target, headers=fields, closing=self.draining)
-            )
-        if "text/event-stream" in request.headers.get("Accept", ""):
-            return await self._long(
-                forward(request, self._http, upstream, target=target, headers=fields, closing=self.draining)
-            )
-        return await forward(request, self._http, upstream, target=target, headers=fields, closing=self.draining)
+        exchange = tunnel if wants_websocket(request) else forward
+        work = exchange(
+            request,
+            self._http,
+            rules.config.upstream.url.rstrip("/"),
+            target=address.path_raw + address.query_raw,
+            headers=fields,
+            patience=Patience(body_seconds=rules.config.listen.body_timeout_seconds),
+            closing=self.draining,
+        )
+        endless = exchange is tunnel or "text/event-stream" in request.headers.get("Accept", "")
+        answer = await (self._long(work) if endless else work)
+        if answer.failure is not None:
+            self.gate.telemetry.error(answer.failure)
+        return answer
 
     async def _own(
         self, request: web.BaseRequest, headers: Headers, address: Address, decision: Decision
@@ -145,7 +152,7 @@ class Dispatcher:
     def _prefix_segments(self, address: Address) -> int:
         return self.rules.config.listen.client_prefix.count("/") - 1
 
-    async def _long(self, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
+    async def _long(self, work: Coroutine[Any, Any, R]) -> R:
         """A stream that may last as long as its client: ended by `drain`."""
         if self.draining:
             work.close()

@@ -13,6 +13,7 @@ from gateway.directory import Directory
 from gateway.errors import LedgerUnavailable
 from gateway.ledger.steps import Ledger
 from gateway.policy.model import Account, Product
+from gateway.telemetry import Telemetry
 
 ATTEMPTS = 5
 
@@ -25,10 +26,12 @@ class Opening:
         ledger: Ledger,
         directory: Directory,
         list_products: Callable[[str], Awaitable[tuple[Product, ...]]],
+        telemetry: Telemetry,
     ) -> None:
         self._ledger = ledger
         self._directory = directory
         self._list_products = list_products
+        self._telemetry = telemetry
 
     async def open(self, session_id: str, account: Account, operation: str) -> None:
         """Give the ledger what the upstream has of a session, whether the ledger knows the session or not.
@@ -42,6 +45,8 @@ class Opening:
             foreign = [product.product_id for product in listed if not account.owns(product)]
             version = snapshot.version if snapshot is not None else ""
             answer = await self._ledger.adopt(session_id, operation, version, session.state, foreign)
+            if answer.said == "adopted" and snapshot is not None:
+                self._telemetry.adopted(answer.new)
             if answer.said == "adopted" or snapshot is None:
                 return
         raise LedgerUnavailable(f"Session {session_id} changes too quickly to be compared with the upstream's list.")
