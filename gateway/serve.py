@@ -29,7 +29,7 @@ from gateway.ledger.connection import Connection, connect
 from gateway.ledger.journal import Journal
 from gateway.ledger.steps import Ledger
 from gateway.policy.model import Policy, Product
-from gateway.proxy.dispatch import Dispatcher, Rules
+from gateway.proxy.dispatch import Dispatcher, Rules, account_areas
 from gateway.proxy.forward import client_session
 from gateway.proxy.listener import Listener
 from gateway.proxy.live import LiveView
@@ -142,6 +142,7 @@ class Gateway:
         return Rules(
             config=config,
             matcher=Matcher(config.routes, config.limits),
+            account_areas=account_areas(config.routes),
             headers=HeaderReader(
                 self._identity.own_header.decode(),
                 max_headers=config.listen.max_headers,

@@ -22,8 +22,9 @@ from gateway.admission import session
 from gateway.admission.answers import failure
 from gateway.admission.attach import attach
 from gateway.admission.decision import Decision, Header, Incoming, Reply
+from gateway.admission.facts import caller, check_path_account
 from gateway.admission.gate import Gate
-from gateway.config import Config, Operation
+from gateway.config import Config, Operation, Route
 from gateway.errors import BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
@@ -59,6 +60,26 @@ class Rules(Struct, frozen=True):
     config: Config
     matcher: Matcher
     headers: HeaderReader
+    account_areas: frozenset[tuple[str, ...]]
+
+    def owner_in(self, address: Address) -> str | None:
+        """The account that a path lies under, where it lies under one: `/accounts/{account_id}/…` serves only its own."""
+        segments = address.segments
+        for area in self.account_areas:
+            length = len(area)
+            if len(segments) > length + 1 and segments[:length] == area and segments[length + 1]:
+                return segments[length]
+        return None
+
+
+def account_areas(routes: Sequence[Route]) -> frozenset[tuple[str, ...]]:
+    """What stands before `{account_id}` in the routes' paths, in segments."""
+    areas = set()
+    for route in routes:
+        segments = route.path.split("/")[1:]
+        if "{account_id}" in segments:
+            areas.add(tuple(segments[: segments.index("{account_id}")]))
+    return frozenset(areas)
 
 
 class Dispatcher:
@@ -119,10 +140,11 @@ class Dispatcher:
         if rules.config.listen.deny_unmatched:
             raise RouteUnknown("This gateway forwards only the routes of its configuration (listen.deny_unmatched).")
         fields = headers.forward + headers.content + forwarding(peer, request.scheme, headers)
-        if headers.identity is not None and rules.config.identity.mode == "header":
-            identity = self.gate.identity
-            account_id = identity.peek(peer, request.raw_headers) or await identity.resolve(peer, request.raw_headers)
-            fields.append(identity.forwarded_header(account_id))
+        owner = rules.owner_in(address)
+        if owner is not None or (headers.identity is not None and rules.config.identity.mode == "header"):
+            account_id = await caller(self.gate.identity, Asker(peer, request.raw_headers))
+            check_path_account(owner, account_id)
+            fields.append(self.gate.identity.forwarded_header(account_id))
         exchange = tunnel if wants_websocket(request) else forward
         work = exchange(
             request,
@@ -146,7 +168,7 @@ class Dispatcher:
         if headers.has_body:
             raise BodyMalformed("A session's view is read without a body.")
         segments = address.segments[self._prefix_segments(address) :]
-        asking = _Asking(peer_ip(request), request.raw_headers)
+        asking = Asker(peer_ip(request), request.raw_headers)
         return await self._long(self._live.handle(request, asking, list(segments), decision))
 
     def _prefix_segments(self, address: Address) -> int:
@@ -166,7 +188,7 @@ class Dispatcher:
             self._long_lived.discard(task)
 
 
-class _Asking(Struct, frozen=True):
+class Asker(Struct, frozen=True):
     peer_ip: str
     raw_headers: Sequence[Header]
 
