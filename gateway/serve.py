@@ -29,10 +29,12 @@ from gateway.ledger.connection import Connection, connect
 from gateway.ledger.journal import Journal
 from gateway.ledger.steps import Ledger
 from gateway.policy.model import Policy, Product
-from gateway.proxy.dispatch import Dispatcher, Rules, account_areas
+from gateway.proxy.dispatch import Dispatcher
+from gateway.proxy.fast import FastLane
 from gateway.proxy.forward import client_session
 from gateway.proxy.listener import Listener
 from gateway.proxy.live import LiveView
+from gateway.proxy.rules import Rules, account_areas
 from gateway.reading.body import BodyReader
 from gateway.reading.headers import HeaderReader
 from gateway.reading.routes import Matcher
@@ -115,12 +117,19 @@ class Gateway:
     async def _listen(self, reuse_port: bool) -> None:
         listen = self.config.listen
         await self._identity.start()
-        self._listener = Listener(self._dispatcher.handle, listen, lambda error: self.telemetry.error(error.reason))
+        dispatcher = self._dispatcher
+        self._listener = Listener(
+            dispatcher.handle,
+            FastLane(lambda: dispatcher.rules, dispatcher.attach, time.time),
+            listen,
+            refused=lambda error: self.telemetry.error(error.reason),
+            closing=lambda: dispatcher.draining,
+        )
         self._runner = web.ServerRunner(self._listener, shutdown_timeout=listen.drain_seconds)
         await self._runner.setup()
         self.telemetry.watch_connections(lambda: len(self._listener.connections))
-        site = web.TCPSite(self._runner, listen.host, listen.port, reuse_port=reuse_port, backlog=1024)
-        await site.start()
+        self._site = web.TCPSite(self._runner, listen.host, listen.port, reuse_port=reuse_port, backlog=1024)
+        await self._site.start()
         self.port = int(self._runner.addresses[0][1])
         checks = {"ledger": self.ledger.ping, "upstream": self._ask_upstream}
         self._admin = await admin.start(listen, self.telemetry, checks, lambda: self._dispatcher.draining)
@@ -183,6 +192,8 @@ class Gateway:
     async def drain(self) -> None:
         """No new connections; running requests and their settlements end, within `listen.drain_seconds`."""
         self._dispatcher.drain()
+        await self._site.stop()
+        await self._listener.plain_requests.drain(self.config.listen.drain_seconds)
         await self._runner.cleanup()
         left = await self._settlements.tasks.drain(SETTLE_LIMIT_SECONDS)
         if left:

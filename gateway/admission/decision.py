@@ -79,9 +79,10 @@ Doing = Operation | Literal["pass", "view"]
 
 
 class Decision:
-    """`used` is None as long as the ledger has not said. `now`: seconds since the epoch."""
+    """`used` is None as long as the ledger has not said. `now`: seconds since the epoch. `closes`: the connection ends
+    with the answer."""
 
-    __slots__ = ("id", "language", "now", "operation", "session_id", "surface", "used", "verdict")
+    __slots__ = ("closes", "id", "language", "now", "operation", "session_id", "surface", "used", "verdict")
 
     def __init__(self, operation: Doing, surface: Surface | None, language: Language, now: float) -> None:
         self.id = next_decision_id()
@@ -92,6 +93,7 @@ class Decision:
         self.session_id: str | None = None
         self.verdict: Verdict | None = None
         self.used: int | None = None
+        self.closes = False
 
     @property
     def cap(self) -> int | None:

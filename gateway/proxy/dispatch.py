@@ -24,7 +24,7 @@ from gateway.admission.attach import attach
 from gateway.admission.decision import Decision, Header, Incoming, Reply
 from gateway.admission.facts import caller, check_path_account
 from gateway.admission.gate import Gate
-from gateway.config import Config, Operation, Route
+from gateway.config import Operation
 from gateway.errors import BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
@@ -32,11 +32,12 @@ from gateway.proxy.answer import Patience
 from gateway.proxy.forward import forward
 from gateway.proxy.incoming import AiohttpIncoming, peer_ip
 from gateway.proxy.live import LiveView
+from gateway.proxy.rules import Rules
 from gateway.proxy.websocket import tunnel, wants_websocket
 from gateway.reading.address import Address, read_target
-from gateway.reading.headers import HeaderReader, Headers, forwarding
-from gateway.reading.routes import Matcher
+from gateway.reading.headers import Headers, forwarding
 
+A = TypeVar("A")
 R = TypeVar("R", bound=web.StreamResponse)
 
 log = structlog.get_logger(__name__)
@@ -52,34 +53,6 @@ _OPERATIONS: dict[Operation, Callable[[Gate, Incoming, Decision], Awaitable[Repl
     "end": session.end,
     "filter": addable,
 }
-
-
-class Rules(Struct, frozen=True):
-    """How requests are read; swapped whole by a reload."""
-
-    config: Config
-    matcher: Matcher
-    headers: HeaderReader
-    account_areas: frozenset[tuple[str, ...]]
-
-    def owner_in(self, address: Address) -> str | None:
-        """The account that a path lies under, where it lies under one: `/accounts/{account_id}/…` serves only its own."""
-        segments = address.segments
-        for area in self.account_areas:
-            length = len(area)
-            if len(segments) > length + 1 and segments[:length] == area and segments[length + 1]:
-                return segments[length]
-        return None
-
-
-def account_areas(routes: Sequence[Route]) -> frozenset[tuple[str, ...]]:
-    """What stands before `{account_id}` in the routes' paths, in segments."""
-    areas = set()
-    for route in routes:
-        segments = route.path.split("/")[1:]
-        if "{account_id}" in segments:
-            areas.add(tuple(segments[: segments.index("{account_id}")]))
-    return frozenset(areas)
 
 
 class Dispatcher:
@@ -101,23 +74,34 @@ class Dispatcher:
         began = perf_counter()
         language = refusals.language(request.headers.get("Accept-Language"))
         decision = Decision("pass", None, language, self.gate.wall_clock())
-        closes = self.draining
-        try:
-            response = await self._route(request, decision)
-        except GatewayError as error:
-            response = _response(failure(self.gate, decision, error))
-            closes = closes or error.closes
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            log.exception("request_failed", decision_id=decision.id, operation=decision.operation)
-            response = _response(failure(self.gate, decision, InternalError(type(error).__name__)))
-        if closes and not response.prepared:
+        answer = await self._answered(self._route(request, decision), decision)
+        response = answer if isinstance(answer, web.StreamResponse) else _response(answer)
+        if (self.draining or decision.closes) and not response.prepared:
             response.force_close()
         self.gate.telemetry.request_took(decision.operation, perf_counter() - began)
         return response
 
-    async def _route(self, request: web.BaseRequest, decision: Decision) -> web.StreamResponse:
+    async def attach(self, incoming: Incoming, decision: Decision) -> Reply:
+        """An attach that the fast lane recognised."""
+        began = perf_counter()
+        reply = await self._answered(attach(self.gate, incoming, decision), decision)
+        self.gate.telemetry.request_took("attach", perf_counter() - began)
+        return reply
+
+    async def _answered(self, work: Coroutine[Any, Any, A], decision: Decision) -> A | Reply:
+        """The work's answer, or the one that its failure calls for."""
+        try:
+            return await work
+        except GatewayError as error:
+            decision.closes = error.closes
+            return failure(self.gate, decision, error)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            log.exception("request_failed", decision_id=decision.id, operation=decision.operation)
+            return failure(self.gate, decision, InternalError(type(error).__name__))
+
+    async def _route(self, request: web.BaseRequest, decision: Decision) -> web.StreamResponse | Reply:
         rules = self.rules
         headers = rules.headers.read(request.raw_headers, request.version)
         address = read_target(request.raw_path, method=request.method)
@@ -130,11 +114,9 @@ class Dispatcher:
         decision.operation = route.operation
         decision.surface = Surface(route.surface) if route.surface else None
         incoming = AiohttpIncoming(request, address, headers, match, rules.config.listen)
-        return _response(await _OPERATIONS[route.operation](self.gate, incoming, decision))
+        return await _OPERATIONS[route.operation](self.gate, incoming, decision)
 
-    async def _pass(
-        self, request: web.BaseRequest, headers: Headers, address: Address
-    ) -> web.StreamResponse:
+    async def _pass(self, request: web.BaseRequest, headers: Headers, address: Address) -> web.StreamResponse:
         """What the gateway has no say in: streamed through, with the path as it came and the caller named anew."""
         rules, peer = self.rules, peer_ip(request)
         if rules.config.listen.deny_unmatched:

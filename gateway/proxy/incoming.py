@@ -68,10 +68,12 @@ class AiohttpIncoming:
 
 
 def peer_ip(request: web.BaseRequest) -> str:
-    """The address of the connection's other end; empty for a unix socket, `?` where it has gone already."""
-    transport = request.transport
-    if transport is None:
-        return UNKNOWN_PEER
+    """The address of the request's connection, as `address_of` says it."""
+    return address_of(request.transport) if request.transport is not None else UNKNOWN_PEER
+
+
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """The address of a connection's other end; empty for a unix socket, `?` where it has gone already."""
     name = transport.get_extra_info("peername")
     if isinstance(name, tuple) and name:
         return str(name[0])

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
@@ -18,6 +19,11 @@ from gateway import refusals
 from gateway.admission.decision import next_decision_id
 from gateway.config import Listen
 from gateway.errors import GatewayError, HeadersMalformed, HeadersTooLarge, Overloaded
+from gateway.proxy.fast import FastLane, PlainIncoming
+from gateway.proxy.incoming import UNKNOWN_PEER, address_of
+from gateway.tasks import Tasks
+
+MAX_HELD_BYTES = 65_536
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -36,18 +42,25 @@ def problem_response(error: GatewayError, language: refusals.Language, decision_
 class Connection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_header_timer", "_listener")
+    __slots__ = ("_busy", "_clean", "_header_timer", "_held", "_listener", "_peer_ip", "_scheme")
 
     def __init__(self, manager: Listener, **options: Any) -> None:
         super().__init__(manager, **options)
         self._listener = manager
         self._header_timer: asyncio.TimerHandle | None = None
+        self._clean = True
+        self._busy = False
+        self._held = b""
+        self._peer_ip = UNKNOWN_PEER
+        self._scheme = "http"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if not self._listener.admit():
             self.force_close()
             return
+        self._peer_ip = address_of(transport)
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._await_headers()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -55,11 +68,81 @@ class Connection(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._busy:
+            self._hold(data)
+            return
+        if self._clean and self._is_idle():
+            plain = self._listener.fast.recognise(data, self._peer_ip, self._scheme)
+            if plain is not None:
+                self._stop_timer()
+                self._busy = True
+                self._listener.plain_requests.start(self._serve(plain))
+                return
+        before = len(self._messages)
         super().data_received(data)
+        self._clean = self._clean and self._is_one_whole(data, before)
         if self._messages or self._request_in_progress:
             self._stop_timer()
         elif self._header_timer is None and self._waiter is not None:
             self._await_headers()
+
+    def _is_idle(self) -> bool:
+        """aiohttp waits for a request, and nobody waits to write."""
+        return (
+            self._waiter is not None
+            and not self._messages
+            and not self._request_in_progress
+            and not self._upgraded
+            and not self._paused
+            and not self._close
+            and not self._force_close
+        )
+
+    def _is_one_whole(self, data: bytes, before: int) -> bool:
+        """Whether aiohttp's parser made exactly one whole request of these bytes, and kept none of them back."""
+        if len(self._messages) != before + 1 or self._upgraded:
+            return False
+        message, payload = self._messages[-1]
+        if not isinstance(message, RawRequestMessage) or message.chunked or not payload.is_eof():
+            return False
+        length = message.headers.get("Content-Length", "0")
+        return length.isascii() and length.isdigit() and data.find(b"\r\n\r\n") + 4 + int(length) == len(data)
+
+    def _hold(self, data: bytes) -> None:
+        """What comes while a plain request is answered waits, and beyond a limit waits in the socket."""
+        self._held += data
+        if len(self._held) > MAX_HELD_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+
+    async def _serve(self, plain: PlainIncoming) -> None:
+        """Answer one plain request; then what was held, by whichever way it takes."""
+        try:
+            answer, closes = await self._listener.fast.answer(plain, closing=self._listener.closing())
+            if self.transport is not None:
+                self.transport.write(answer)
+                if closes:
+                    self.force_close()
+        finally:
+            self._busy = False
+            held, self._held = self._held, b""
+            if self.transport is not None:
+                self._keep_open()
+                if len(held) > MAX_HELD_BYTES:
+                    self.transport.resume_reading()
+                if held:
+                    self.data_received(held)
+
+    def _keep_open(self) -> None:
+        """The connection was used just now: aiohttp's keep-alive timer counts from here."""
+        self._keepalive = True
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+
+    def _process_keepalive(self) -> None:
+        if self._busy:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
 
     def _await_headers(self) -> None:
         limit = self._listener.listen.header_timeout_seconds
@@ -67,7 +150,7 @@ class Connection(RequestHandler):
 
     def _headers_late(self) -> None:
         self._header_timer = None
-        if not self._messages and not self._request_in_progress:
+        if not self._messages and not self._request_in_progress and not self._busy:
             self.force_close()
 
     def _stop_timer(self) -> None:
@@ -98,9 +181,17 @@ class Connection(RequestHandler):
 
 
 class Listener(web.Server):
-    """Makes connections. `refused` is told of what never became a request."""
+    """Makes connections. `refused` is told of what never became a request; `closing` says whether connections end with
+    their answer now."""
 
-    def __init__(self, handler: Handler, listen: Listen, refused: Callable[[GatewayError], None]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        fast: FastLane,
+        listen: Listen,
+        refused: Callable[[GatewayError], None],
+        closing: Callable[[], bool],
+    ) -> None:
         self._options: dict[str, Any] = {
             "access_log": None,
             "auto_decompress": False,
@@ -111,8 +202,11 @@ class Listener(web.Server):
             "lingering_time": 2.0,
         }
         super().__init__(handler, **self._options)
+        self.fast = fast
         self.listen = listen
         self.refused = refused
+        self.closing = closing
+        self.plain_requests = Tasks("plain_requests")
 
     def admit(self) -> bool:
         """Whether one more connection may stay."""

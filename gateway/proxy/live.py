@@ -132,7 +132,7 @@ class LiveView:
         return response
 
 
-_GAP = b"id: %s\nevent: gap\ndata: {\"detail\":\"Events were lost: read the session anew.\"}\n\n"
+_GAP = b'id: %s\nevent: gap\ndata: {"detail":"Events were lost: read the session anew."}\n\n'
 
 _ORDER = (SessionState.preparing, SessionState.live, SessionState.ended)
 
