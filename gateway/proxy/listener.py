@@ -42,12 +42,13 @@ def problem_response(error: GatewayError, language: refusals.Language, decision_
 class Connection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_busy", "_clean", "_header_timer", "_held", "_listener", "_peer_ip", "_scheme")
+    __slots__ = ("_answered", "_busy", "_clean", "_given", "_header_timer", "_held", "_listener", "_peer_ip", "_scheme")
 
     def __init__(self, manager: Listener, **options: Any) -> None:
         super().__init__(manager, **options)
         self._listener = manager
         self._header_timer: asyncio.TimerHandle | None = None
+        self._given = self._answered = 0
         self._clean = True
         self._busy = False
         self._held = b""
@@ -80,18 +81,23 @@ class Connection(RequestHandler):
                 return
         before = len(self._messages)
         super().data_received(data)
+        self._given += len(self._messages) - before
         self._clean = self._clean and self._is_one_whole(data, before)
         if self._messages or self._request_in_progress:
             self._stop_timer()
         elif self._header_timer is None and self._waiter is not None:
             self._await_headers()
 
+    async def _handle_request(self, *arguments: Any) -> tuple[web.StreamResponse, bool]:
+        try:
+            return await super()._handle_request(*arguments)
+        finally:
+            self._answered += 1
+
     def _is_idle(self) -> bool:
-        """aiohttp waits for a request, and nobody waits to write."""
+        """aiohttp has answered all that it was given, and nobody waits to write."""
         return (
-            self._waiter is not None
-            and not self._messages
-            and not self._request_in_progress
+            self._given == self._answered
             and not self._upgraded
             and not self._paused
             and not self._close
