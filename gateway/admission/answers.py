@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from gateway import refusals
 from gateway.admission.decision import Decision, Reply, encoded
@@ -14,7 +15,13 @@ from gateway.refusals import PolicyReason, SlotView
 
 
 def slot_views(slots: Iterable[Slot]) -> list[SlotView]:
-    return [SlotView(slot.product_id, rfc3339(slot.since_ms), slot.attached) for slot in slots]
+    return [_slot_view(slot.product_id, slot.since_ms, slot.attached) for slot in slots]
+
+
+@lru_cache(maxsize=65_536)
+def _slot_view(product_id: str, since_ms: int, attached: bool) -> SlotView:
+    """A full session is refused over and over with the same slots."""
+    return SlotView(product_id, rfc3339(since_ms), attached)
 
 
 def rfc3339(since_ms: int) -> str:

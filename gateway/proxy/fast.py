@@ -12,7 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
+from time import time
 
 from gateway import refusals
 from gateway.admission.decision import Decision, Header, Incoming, Reply
@@ -113,6 +115,11 @@ class FastLane:
         return encode(reply, closes=closes), closes
 
 
+@lru_cache(maxsize=2)
+def _date(now: int) -> bytes:
+    return b"Date: %b\r\n" % formatdate(now, usegmt=True).encode()
+
+
 def encode(reply: Reply, *, closes: bool) -> bytes:
     """A reply on the wire (RFC 9112)."""
     status_line = None if reply.phrase else _STATUS_LINES.get(reply.status)
@@ -122,7 +129,7 @@ def encode(reply: Reply, *, closes: bool) -> bytes:
         parts.append(b"%b: %b\r\n" % (name, value))
         dated = dated or name in (b"Date", b"date")
     if not dated:
-        parts.append(b"Date: %b\r\n" % formatdate(usegmt=True).encode())
+        parts.append(_date(int(time())))
     if closes:
         parts.append(b"Connection: close\r\n")
     if reply.status in _WITHOUT_BODY:
