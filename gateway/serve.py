@@ -75,6 +75,7 @@ class Gateway:
             directory=self._directory,
             ledger=self.ledger,
             opening=opening,
+            reconciler=self._reconciler,
             takeovers=self._takeovers,
             settlements=self._settlements,
             pool=self._pool,

@@ -15,6 +15,7 @@ from gateway.ledger.steps import Ledger
 from gateway.policy.evaluate import evaluate
 from gateway.policy.model import Account, Policy, Surface, Verdict
 from gateway.reading.body import BodyReader
+from gateway.reconciler.doubt import Reconciler
 from gateway.reconciler.opening import Opening
 from gateway.reconciler.takeover import Takeovers
 from gateway.telemetry import Telemetry
@@ -31,6 +32,7 @@ class Gate:
     directory: Directory
     ledger: Ledger
     opening: Opening
+    reconciler: Reconciler
     takeovers: Takeovers
     settlements: Settlements
     pool: Pool

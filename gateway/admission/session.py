@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -19,13 +20,21 @@ from gateway.admission.facts import caller, check_owner, check_path_account
 from gateway.admission.forwarding import forward, upstream_reply
 from gateway.admission.gate import Gate
 from gateway.admission.outcome import Outcome, of_error, of_status
-from gateway.errors import BodyMalformed, GatewayError, LedgerUnavailable, SessionEnded, SessionUnsettled
+from gateway.errors import (
+    BodyMalformed,
+    DependencyError,
+    GatewayError,
+    LedgerUnavailable,
+    SessionEnded,
+    SessionUnknown,
+    SessionUnsettled,
+)
 from gateway.ledger.steps import Answer, Step
 from gateway.policy.model import Account, Session, SessionState, Surface
 from gateway.upstream.pool import UpstreamAnswer
 
 START_WAIT_SECONDS = 3.0
-START_ASK_AGAIN_SECONDS = 0.05
+START_ASK_AGAIN_SECONDS = 0.1
 
 _session_decoder = msgspec.json.Decoder(Session)
 
@@ -147,9 +156,12 @@ async def start(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
 
 
 async def _ask_start(gate: Gate, account: Account, session_id: str, operation: str, cap: int | None) -> Answer:
+    """What is in doubt is looked at first: a product that has left already would count once the session is live."""
     loop = asyncio.get_running_loop()
     until = loop.time() + START_WAIT_SECONDS
     while True:
+        with suppress(DependencyError, SessionUnknown):
+            await gate.reconciler.look_early(session_id)
         asked = await gate.ledger.start(session_id, operation, cap)
         if asked.said == "missing":
             await gate.opening.open(session_id, account, operation)

@@ -91,6 +91,14 @@ class Step(Struct, frozen=True):
     applied: bool = True
 
 
+class OnItsWay(Struct, frozen=True):
+    """An operation that its own gateway has forwarded and not settled yet."""
+
+    operation: str
+    steps: tuple[Step, ...]
+    in_doubt: bool = False
+
+
 def bucket_of(session_id: str) -> int:
     return crc32(session_id.encode()) % BUCKETS
 
@@ -178,7 +186,8 @@ class Ledger:
     async def commit(
         self, session_id: str, operation: str, event: str, steps: Sequence[Step], seen: SessionState | None = None
     ) -> Answer:
-        """The upstream said yes; `seen` is the session's state looked at after its answer."""
+        """The upstream said yes; `seen` is the session's state looked at after its answer. `missing` where the ledger has
+        lost the session."""
         arguments: list[str | int] = [_LETTERS[seen], self._late_ms, event]
         for step in steps:
             arguments += (step.kind, "1" if step.applied else "0", step.product_id)
@@ -189,7 +198,8 @@ class Ledger:
         return await self._step(_RELEASE, session_id, operation, records)
 
     async def doubt(self, session_id: str, operation: str, steps: Sequence[Step], *, own: bool = True) -> Answer:
-        """Nobody knows; `own` is False where a reconciler says so of a gateway that is gone."""
+        """Nobody knows; `own` is False where a reconciler says so of a gateway that is gone. `missing` where the ledger
+        has lost the session."""
         arguments: list[str | int] = [self._late_ms, "1" if own else "0"]
         for step in steps:
             arguments += (step.kind, step.product_id)
@@ -228,10 +238,22 @@ class Ledger:
         return await self._step(_END, session_id, operation)
 
     async def adopt(
-        self, session_id: str, operation: str, version: str, state: SessionState, products: Sequence[str]
+        self,
+        session_id: str,
+        operation: str,
+        version: str,
+        state: SessionState,
+        products: Sequence[str],
+        on_their_way: Sequence[OnItsWay] = (),
     ) -> Answer:
-        """`adopted`, or `changed` where the ledger is no longer at `version` ("" for none)."""
-        return await self._step(_ADOPT, session_id, operation, version, _LETTERS[state], *products)
+        """`adopted`, or `changed` where the ledger is no longer at `version` ("" for none). What is on its way is held
+        where the ledger has no record of it."""
+        arguments: list[str | int] = [version, _LETTERS[state], self._hold_ms, self._late_ms, len(products), *products]
+        for other in on_their_way:
+            arguments += (other.operation, "1" if other.in_doubt else "0", len(other.steps))
+            for step in other.steps:
+                arguments += (step.kind, step.product_id)
+        return await self._step(_ADOPT, session_id, operation, *arguments)
 
     async def snapshot(self, session_id: str) -> Snapshot | None:
         """The session, or None where the ledger does not have it."""
@@ -258,11 +280,18 @@ class Ledger:
     async def settle(
         self, pending: Pending, seen: SessionState | None, outcomes: Sequence[tuple[int, int | None, bool]]
     ) -> Answer:
-        """`outcomes`: record number, the slot's generation before the list was asked, whether the list has it."""
+        """`outcomes`: record number, the slot's generation before the list was asked, whether the list has it. A pending
+        operation without a lease is looked at early: only what the list shows to be applied is settled."""
         arguments: list[str | int] = [pending.lease, pending.records, _LETTERS[seen]]
         for number, generation, listed in outcomes:
             arguments += (number, "" if generation is None else generation, "1" if listed else "0")
         return await self._step(_SETTLE, pending.session_id, pending.operation, *arguments)
+
+    async def postpone(self, pending: Pending, seconds: float) -> None:
+        """Due so long after the lease at the earliest. Never brings forward what was made due later meanwhile."""
+        member = f"{pending.session_id} {pending.operation} {pending.records}"
+        due = int(pending.lease) + _ms(seconds)
+        await self._connection.command("ZADD", self.pending_key(bucket_of(pending.session_id)), "XX", "GT", due, member)
 
     async def events(self, bucket: int, after: str, limit: int) -> list[tuple[str, dict[str, str]]]:
         """Entries of a bucket's stream that came after an id, oldest first: id and fields (see `slots.lua`)."""

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from gateway.directory import Directory
 from gateway.errors import GatewayError, LedgerUnavailable
-from gateway.ledger.steps import BUCKETS, Ledger, Pending, Step, bucket_of
+from gateway.ledger.steps import BUCKETS, Answer, Ledger, Pending, Record, Snapshot, Step, bucket_of
 from gateway.policy.model import Product
 from gateway.telemetry import Telemetry
 
@@ -121,6 +121,28 @@ class Reconciler:
             await self._ledger.settle(pending, None, ())
             return "nothing"
 
+        answer, listed = await self._ask_upstream(pending, snapshot, records)
+        if answer.said != "settled":
+            return answer.said
+        taken = [record for record in records if record.kind == "t"]
+        if not taken:
+            return "nothing"
+        return "committed" if any(record.product_id in listed for record in taken) else "released"
+
+    async def look_early(self, session_id: str) -> None:
+        """Settle what the upstream's list shows to have been applied already, without waiting until nothing can be
+        applied any more. Raises what the directory, the list or the ledger fail with."""
+        snapshot = await self._ledger.snapshot(session_id)
+        for operation, records in snapshot.records.items() if snapshot is not None else ():
+            if snapshot is not None and all(record.in_doubt for record in records):
+                count = max(record.number for record in records) + 1
+                await self._ask_upstream(Pending(session_id, operation, count, ""), snapshot, records)
+
+    async def _ask_upstream(
+        self, pending: Pending, snapshot: Snapshot, records: Sequence[Record]
+    ) -> tuple[Answer, set[str]]:
+        """The list first, then the session: a product that was missing while the session was still preparing was
+        missing before the start."""
         listed = {product.product_id for product in await self._list_products(pending.session_id)}
         session = await self._directory.fresh_session(pending.session_id)
         outcomes = []
@@ -128,13 +150,7 @@ class Reconciler:
             slot = snapshot.slot(record.product_id)
             generation = slot.generation if slot is not None else None
             outcomes.append((record.number, generation, record.product_id in listed))
-        answer = await self._ledger.settle(pending, session.state, outcomes)
-        if answer.said != "settled":
-            return answer.said
-        taken = [record for record in records if record.kind == "t"]
-        if not taken:
-            return "nothing"
-        return "committed" if any(record.product_id in listed for record in taken) else "released"
+        return await self._ledger.settle(pending, session.state, outcomes), listed
 
 
 def _in_order(pending: Pending, steps: dict[int, Step]) -> list[Step]:
