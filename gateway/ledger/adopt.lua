@@ -1,8 +1,12 @@
 -- adopt: what the upstream's list has becomes what the ledger knows: for a session that is new to it, for one whose
--- ledger was lost, and for products that went past the gateway. Adds, never takes away.
+-- ledger was lost, and for products that went past the gateway. What the calling gateway still has on its way, and may
+-- therefore not be in the list yet, is held as if it had just been asked. Adds, never takes away.
 --
 -- ARGV[5] version of the ledger that was read before the list was asked, "" where there was none
--- ARGV[6] state (p, l, e)   ARGV[7…] foreign products that the upstream has
+-- ARGV[6] state (p, l, e)   ARGV[7] hold in ms   ARGV[8] late apply in ms
+-- ARGV[9] how many foreign products the upstream has, and then these
+-- after them, for each operation on its way: its id, "1" where it is in doubt, else "0", how many steps it has, and of
+-- each the kind (t, g, s) and the product
 --
 -- Reply  {"adopted", used, number of new slots} · {"changed"}  something was written since: read and ask again
 -- Events attached, with the products that were new to a ledger which existed
@@ -17,8 +21,8 @@ if not version then
 else
   learn_state(ARGV[6])
 end
-local new, current = {}, next_version()
-for i = 7, #ARGV do
+local new, current, at = {}, next_version(), 10 + tonumber(ARGV[9])
+for i = 10, at - 1 do
   local slot = slot_of(ARGV[i])
   if not slot then
     take_slot(ARGV[i], nil, current, true)
@@ -30,6 +34,31 @@ for i = 7, #ARGV do
     write_slot(ARGV[i], slot)
   end
 end
+
+local asking = operation
+while at <= #ARGV do
+  operation = ARGV[at]
+  local doubt, records, written = ARGV[at + 1] == '1', tonumber(ARGV[at + 2]), false
+  for n = 0, records - 1 do
+    local kind, product = ARGV[at + 3 + 2 * n], ARGV[at + 4 + 2 * n]
+    -- What gives back needs no record: its commit finds none, and asks the list.
+    if kind ~= 'g' and not read_record(n) then
+      if kind == 't' then
+        take_slot(product, slot_of(product), current, true)
+      else
+        add('g', 1)
+      end
+      write_record(n, doubt and string.upper(kind) or kind, current, product)
+      written = true
+    end
+  end
+  if written then
+    due(records, tonumber(doubt and ARGV[8] or ARGV[7]))
+  end
+  at = at + 3 + 2 * records
+end
+operation = asking
+
 if version and #new > 0 then
   event('attached', 'p', table.concat(new, ' '), 'u', text(count('u')), 'a', 'adopted')
 end

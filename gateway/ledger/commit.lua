@@ -4,14 +4,15 @@
 -- ARGV[6] late apply in ms   ARGV[7] event: attached, detached, replaced, started
 -- ARGV[8…] triples: kind (t, g, s), "1" applied or "0", product ("" for s)
 --
--- Reply  {"settled" or "pending", used}  pending: a slot could not be given back yet, the reconciler looks
+-- Reply  {"missing"}  the ledger has lost the session: open it, and say so again
+--        {"settled" or "pending", used}  pending: a slot could not be given back yet, the reconciler looks
 -- Events the event given, with the products that were applied (p), and for a replace what left (x)
 -- Keeps  a product that the upstream has, has a slot, whatever became of its record meanwhile (rules 2, 3, 5)
 
 local seen, applied, gone, left = ARGV[5], {}, {}, 0
 local records = (#ARGV - 7) / 3
 if not field('s') then
-  return {'settled', 0}
+  return {'missing'}
 end
 local version = next_version()
 unlend(operation, record_products(operation, records))

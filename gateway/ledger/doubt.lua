@@ -4,13 +4,14 @@
 -- ARGV[5] late apply in ms   ARGV[6] "1" where the operation's own gateway asks, "0" for the reconciler
 -- ARGV[7…] pairs: kind (t, g, s), product
 --
--- Reply  {"in_doubt" or "gone", used}
+-- Reply  {"missing"}  the ledger has lost the session: open it, and say so again
+--        {"in_doubt" or "gone", used}
 -- Events in_doubt
 -- Keeps  a request that was sent and may still be applied is held, even where its record was settled too early
 
 local own, records = ARGV[6] == '1', (#ARGV - 6) / 2
 if not field('s') then
-  return {'gone', 0}
+  return {'missing'}
 end
 local marked = {}
 for n = 0, records - 1 do
