@@ -127,9 +127,7 @@ def _moment(text: str | None) -> float:
     return moment.timestamp()
 
 
-async def _explain(
-    config: Config, policy: Policy, arguments: argparse.Namespace, now: float
-) -> explaining.Explanation:
+async def _explain(config: Config, policy: Policy, arguments: argparse.Namespace, now: float) -> explaining.Explanation:
     surface, language = Surface(arguments.surface), _language(arguments.language)
     async with client_session(config.upstream) as http:
         directory = Directory(http, config.directory, config.upstream.url, time.monotonic)

@@ -62,4 +62,3 @@ def _stop(processes: list[subprocess.Popen[bytes]], drain_seconds: float) -> int
             process.kill()
             code = 1
     return code
-

@@ -225,9 +225,7 @@ def printed(told: Explanation, width: int = 80) -> str:
 class TestTable:
     @pytest.mark.parametrize("language", LANGUAGES)
     @pytest.mark.parametrize("width", [60, 80, 200])
-    def test_no_line_is_wider_than_the_terminal_and_all_borders_meet(
-        self, language: Language, width: int
-    ) -> None:
+    def test_no_line_is_wider_than_the_terminal_and_all_borders_meet(self, language: Language, width: int) -> None:
         lines = printed(ask(language=language), width).splitlines()
         assert {cell_len(line) for line in lines} == {min(width, 96)}
 

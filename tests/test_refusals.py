@@ -131,9 +131,7 @@ class TestDocument:
 
     def test_a_message_that_lacks_the_language_falls_back_to_the_default_one(self) -> None:
         assert refuse(verdict=verdict(message={"zh-CN": LIVE_TEXT}), language="en").detail == LIVE_TEXT
-        assert refuse(verdict=verdict(message={}), language="en").detail == (
-            "Limit of other shops' products reached"
-        )
+        assert refuse(verdict=verdict(message={}), language="en").detail == ("Limit of other shops' products reached")
 
     @pytest.mark.parametrize("language", LANGUAGES)
     def test_a_replace_after_the_start_is_rule_n6_in_words_of_its_own(self, language: Language) -> None:
@@ -192,9 +190,7 @@ class TestTheFiveQuestions:
         assert notices(refuse_in_showcase()) == ["N4", "N8", "N3", "N10", "N11", "N12"]
         assert "N8" not in notices(refuse_in_showcase(surface=Surface.short_video))
 
-    @pytest.mark.parametrize(
-        "problem", [refuse(), refuse_in_showcase(), refuse(reason="replace_after_start")]
-    )
+    @pytest.mark.parametrize("problem", [refuse(), refuse_in_showcase(), refuse(reason="replace_after_start")])
     def test_4_and_5_can_i_go_on_selling_and_why_can_another_account(self, problem: Problem) -> None:
         assert notices(problem)[-3:] == ["N10", "N11", "N12"]
 
@@ -277,9 +273,7 @@ class TestErrors:
             decision_id="d",
             products=[("p7", False, "product_unknown")],
         )
-        assert read(problem)["products"] == [
-            {"product_id": "p7", "verdict": "refused", "reason": "product_unknown"}
-        ]
+        assert read(problem)["products"] == [{"product_id": "p7", "verdict": "refused", "reason": "product_unknown"}]
 
     def test_a_quoted_surrogate_or_a_long_quotation_breaks_nothing(self) -> None:
         error = errors.BodyMalformed("Bad id \udcff" + "x" * 10_000)
@@ -351,9 +345,7 @@ class TestLanguage:
             ("en ; q=0.7 , zh-TW ; q=0.8", "zh-Hant"),
         ],
     )
-    def test_the_client_gets_the_language_that_it_reads_best(
-        self, header: str | None, expected: Language
-    ) -> None:
+    def test_the_client_gets_the_language_that_it_reads_best(self, header: str | None, expected: Language) -> None:
         assert refusals.language(header) == expected
 
     @pytest.mark.parametrize(
@@ -400,10 +392,7 @@ class TestTexts:
     def test_every_text_stands_in_three_languages_with_the_same_values(self) -> None:
         for words in self.entries():
             assert tuple(words) == LANGUAGES
-            named = [
-                {field for _, field, _, _ in string.Formatter().parse(text) if field}
-                for text in words.values()
-            ]
+            named = [{field for _, field, _, _ in string.Formatter().parse(text) if field} for text in words.values()]
             assert all(words.values())
             assert named[0] == named[1] == named[2]
 

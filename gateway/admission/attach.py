@@ -78,9 +78,7 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     return upstream_reply(answer, decision)
 
 
-async def reserve(
-    gate: Gate, session_id: str, account: Account, decision: Decision, foreign: Sequence[str]
-) -> Answer:
+async def reserve(gate: Gate, session_id: str, account: Account, decision: Decision, foreign: Sequence[str]) -> Answer:
     """`held` or `full`. A session that the ledger does not know is opened first. What a lost answer may have left
     held is released, since nothing was forwarded."""
     began = perf_counter()
@@ -137,9 +135,7 @@ async def used_after(settled: asyncio.Task[Answer | None], used: int | None) -> 
     return answer.used if answer is not None else used
 
 
-async def _without_slot(
-    gate: Gate, incoming: Incoming, decision: Decision, account_id: str, body: bytes
-) -> Reply:
+async def _without_slot(gate: Gate, incoming: Incoming, decision: Decision, account_id: str, body: bytes) -> Reply:
     """No product needs a slot. The count for the headers is asked beside the upstream, and waited for only briefly."""
     verdict, session_id = decision.verdict, decision.session_id
     assert verdict is not None
@@ -154,9 +150,7 @@ async def _without_slot(
     return upstream_reply(answer, decision)
 
 
-async def _unrecorded(
-    gate: Gate, incoming: Incoming, decision: Decision, account: Account, body: bytes
-) -> Reply:
+async def _unrecorded(gate: Gate, incoming: Incoming, decision: Decision, account: Account, body: bytes) -> Reply:
     """No cap holds and the ledger is away: the upstream's list is taken over later, and once more when the upstream
     can no longer apply what it did not answer."""
     assert decision.session_id is not None

@@ -25,9 +25,7 @@ class Facts(Struct, frozen=True):
     products: tuple[Product, ...]
 
 
-async def gather(
-    directory: Directory, account_id: str, session_id: str | None, product_ids: Sequence[str]
-) -> Facts:
+async def gather(directory: Directory, account_id: str, session_id: str | None, product_ids: Sequence[str]) -> Facts:
     """Raises `AccountUnknown`, `SessionUnknown`, `NotSessionOwner`, `SessionEnded`, `ProductUnknown` or
     `DirectoryUnavailable`. The products of an account that nothing restricts are not asked for."""
     account = directory.peek_account(account_id)

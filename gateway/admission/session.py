@@ -227,9 +227,7 @@ async def _forward_and_settle(
         failed, outcome = error, of_error(error)
     finally:
         if steps and outcome is Outcome.applied:
-            settled = gate.settlements.commit(
-                session_id, decision.id, event, steps, fresh_state if look else None
-            )
+            settled = gate.settlements.commit(session_id, decision.id, event, steps, fresh_state if look else None)
         elif steps and outcome is Outcome.not_applied:
             settled = gate.settlements.release(session_id, decision.id, len(steps))
         elif steps:

@@ -44,9 +44,7 @@ class Settlements:
 
         async def settle() -> Answer | None:
             seen = await look() if look is not None else None
-            answer = await self._try(
-                operation, lambda: self._ledger.commit(session_id, operation, event, steps, seen)
-            )
+            answer = await self._try(operation, lambda: self._ledger.commit(session_id, operation, event, steps, seen))
             if answer is not None and answer.said == "pending":
                 self._reconciler.expect(session_id, LOOK_SECONDS)
             return answer
@@ -55,9 +53,7 @@ class Settlements:
 
     def release(self, session_id: str, operation: str, records: int) -> asyncio.Task[Answer | None]:
         """The upstream said no, or was never asked."""
-        return self.tasks.start(
-            self._try(operation, lambda: self._ledger.release(session_id, operation, records))
-        )
+        return self.tasks.start(self._try(operation, lambda: self._ledger.release(session_id, operation, records)))
 
     def doubt(self, session_id: str, operation: str, steps: Sequence[Step]) -> asyncio.Task[Answer | None]:
         """Nobody knows yet: the reconciler looks when the upstream can no longer apply it."""

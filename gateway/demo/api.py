@@ -118,9 +118,7 @@ class Api:
 
         def work(half: bool) -> web.Response:
             product_ids = read_product_ids(body)
-            return json_answer(
-                {"attached": self._store.attach(session_id, product_ids, self._platform.clock(), half)}
-            )
+            return json_answer({"attached": self._store.attach(session_id, product_ids, self._platform.clock(), half)})
 
         return await self._perform(request, "attach", work)
 
@@ -133,9 +131,7 @@ class Api:
 
         def work(half: bool) -> web.Response:
             product_ids = read_product_ids(body)
-            attached = self._store.shelve(
-                surface, account_id, video_id, product_ids, self._platform.clock(), half
-            )
+            attached = self._store.shelve(surface, account_id, video_id, product_ids, self._platform.clock(), half)
             return json_answer({"attached": attached})
 
         return await self._perform(request, "attach", work)
@@ -173,9 +169,7 @@ class Api:
 
         def work(half: bool) -> web.Response:
             cursor = read_number(request, "cursor", 10**12 - 1) or 0
-            return json_answer(
-                self._store.addable(account_id, cursor, read_number(request, "limit", MAX_PAGE))
-            )
+            return json_answer(self._store.addable(account_id, cursor, read_number(request, "limit", MAX_PAGE)))
 
         return await self._perform(request, "list", work)
 
@@ -191,7 +185,5 @@ class Api:
         session_id = request.match_info["session_id"]
         return await self._look_up(request, lambda: self._store.session(session_id))
 
-    async def _look_up(
-        self, request: web.Request, record: Callable[[], Account | Product | Session]
-    ) -> web.Response:
+    async def _look_up(self, request: web.Request, record: Callable[[], Account | Product | Session]) -> web.Response:
         return await self._perform(request, "directory", lambda half: json_answer(record()))

@@ -123,9 +123,7 @@ class Live:
         response = web.StreamResponse(headers=SSE_HEADERS)
         with self._platform.hub.follow(session_id) as changes:
             last = request.headers.get("Last-Event-ID", "")
-            missed = (
-                store.changes_of(session_id, int(last)) if last.isascii() and last.isdigit() else iter(())
-            )
+            missed = store.changes_of(session_id, int(last)) if last.isascii() and last.isdigit() else iter(())
             opening = b": following\n\n" + b"".join(map(_event, missed))
             await response.prepare(request)
             await response.write(opening)

@@ -112,9 +112,7 @@ def _fault(rate: float, mode: str, seed: int) -> Fault:
     try:
         return msgspec.convert({"mode": mode, "rate": rate, "seed": seed}, Fault)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(
-            [Mistake("attachgate platform", "--fault-rate, --fault-mode", str(error))]
-        ) from error
+        raise ConfigurationError([Mistake("attachgate platform", "--fault-rate, --fault-mode", str(error))]) from error
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -42,10 +42,7 @@ def _demo_accounts() -> tuple[Account, ...]:
 def _demo_products(accounts: tuple[Account, ...]) -> tuple[Product, ...]:
     shops = [account.shop.shop_id for account in accounts if account.shop is not None]
     own = [Product(f"own-{shop}-{n}", shop) for shop in shops for n in range(1, OWN_PRODUCTS + 1)]
-    ally = [
-        Product(f"ally-{n}", f"ally-shop-{(n - 1) % ALLIANCE_SHOPS + 1}")
-        for n in range(1, ALLIANCE_PRODUCTS + 1)
-    ]
+    ally = [Product(f"ally-{n}", f"ally-shop-{(n - 1) % ALLIANCE_SHOPS + 1}") for n in range(1, ALLIANCE_PRODUCTS + 1)]
     return (*own, *ally)
 
 

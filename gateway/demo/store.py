@@ -230,9 +230,7 @@ class Store:
 
     def _must_hold(self, count: int) -> None:
         if len(self._journal) + count > self._max_entries:
-            raise Refused(
-                507, f"the journal is full ({self._max_entries}): DELETE /_platform/journal empties it"
-            )
+            raise Refused(507, f"the journal is full ({self._max_entries}): DELETE /_platform/journal empties it")
 
     def _record(
         self,

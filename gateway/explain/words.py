@@ -86,8 +86,7 @@ ALLOWED: dict[str, tuple[str, tuple[str, str, str]]] = {
         (
             "本场还有名额：这是第{next}件联盟商品，最多{cap}件",
             "本場還有名額：這是第{next}件聯盟商品，最多{cap}件",
-            "A place is free: this is number {next} of at most {cap} of other shops' products in this "
-            "session",
+            "A place is free: this is number {next} of at most {cap} of other shops' products in this session",
         ),
     ),
 }

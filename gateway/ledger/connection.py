@@ -239,6 +239,7 @@ def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
 def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
     service = urlsplit(url).path.lstrip("/").split("/")[0]
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        _nodes(url, 26379), sentinel_kwargs=dict(options))
+        _nodes(url, 26379), sentinel_kwargs=dict(options)
+    )
     master: redis.Redis = sentinel.master_for(service, **_credentials(url), **options)
     return master

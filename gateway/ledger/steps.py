@@ -124,9 +124,7 @@ def decode_snapshot(items: Sequence[bytes]) -> Snapshot | None:
             since, generation, flag, holders = value.decode().split("|")
             product_id = name[1:]
             slots.append(
-                Slot(
-                    product_id, int(since), flag == "a", int(holders), product_id in doubtful, int(generation)
-                )
+                Slot(product_id, int(since), flag == "a", int(holders), product_id in doubtful, int(generation))
             )
     slots.sort(key=lambda slot: (slot.since_ms, slot.generation))
     return Snapshot(
@@ -159,9 +157,7 @@ class Ledger:
     def pending_key(self, bucket: int) -> str:
         return f"{self._prefix}:{{{bucket}}}:p"
 
-    def _call(
-        self, script: Script, session_id: str, operation: str, *arguments: str | int
-    ) -> asyncio.Future[Any]:
+    def _call(self, script: Script, session_id: str, operation: str, *arguments: str | int) -> asyncio.Future[Any]:
         head = f"{self._prefix}:{{{crc32(session_id.encode()) % BUCKETS}}}:"
         keys = (f"{head}s:{session_id}", head + "p", head + "e")
         return self._connection.call(script, keys, (session_id, operation, *self._tail, *arguments))
@@ -295,9 +291,7 @@ class Ledger:
 
     async def events(self, bucket: int, after: str, limit: int) -> list[tuple[str, dict[str, str]]]:
         """Entries of a bucket's stream that came after an id, oldest first: id and fields (see `slots.lua`)."""
-        reply = await self._connection.command(
-            "XRANGE", self.stream_key(bucket), f"({after}", "+", "COUNT", limit
-        )
+        reply = await self._connection.command("XRANGE", self.stream_key(bucket), f"({after}", "+", "COUNT", limit)
         return [_entry(entry) for entry in reply]
 
     async def event_bounds(self, bucket: int) -> tuple[str, str]:

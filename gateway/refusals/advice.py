@@ -107,9 +107,7 @@ def _place(slot: SlotView, language: Language) -> str:
     return sentence[language].format(product=slot.product_id, since=beijing_time(slot.since)[5:])
 
 
-def _places(
-    cap: int, used: int, slots: Sequence[SlotView], state: SessionState | None, language: Language
-) -> Help:
+def _places(cap: int, used: int, slots: Sequence[SlotView], state: SessionState | None, language: Language) -> Help:
     """Which places are used, by what and since when."""
     if not slots:
         return say("used", language, cap=cap, used=used)

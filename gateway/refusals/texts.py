@@ -17,12 +17,8 @@ def words(zh_cn: str, zh_hant: str, en: str) -> Words:
 
 
 TITLES: dict[str, Words] = {
-    "foreign_cap_reached": words(
-        "联盟商品数已达上限", "聯盟商品數已達上限", "Limit of other shops' products reached"
-    ),
-    "foreign_not_allowed": words(
-        "不支持添加联盟商品", "不支持添加聯盟商品", "Other shops' products not allowed"
-    ),
+    "foreign_cap_reached": words("联盟商品数已达上限", "聯盟商品數已達上限", "Limit of other shops' products reached"),
+    "foreign_not_allowed": words("不支持添加联盟商品", "不支持添加聯盟商品", "Other shops' products not allowed"),
     "replace_after_start": words("开播后不能替换商品", "開播後不能替換商品", "No replacing once live"),
     "address_malformed": words("请求地址有误", "請求地址有誤", "Malformed address"),
     "headers_malformed": words("请求头有误", "請求標頭有誤", "Malformed headers"),
@@ -56,8 +52,7 @@ TITLES: dict[str, Words] = {
 REPLACE_AFTER_START: Words = words(
     "直播已开始，联盟商品不能再替换，请添加您店铺的商品",
     "直播已開始，聯盟商品不能再替換，請添加您店鋪的商品",
-    "The session is live: other shops' products can no longer be replaced. Please add your own shop's "
-    "products.",
+    "The session is live: other shops' products can no longer be replaced. Please add your own shop's products.",
 )
 
 _LATER = "请稍后再试。"
@@ -153,8 +148,7 @@ ADVICE: dict[str, tuple[str, Words]] = {
         words(
             "专业店的官方账号，直播间只能添加本店商品，不能添加其他店铺的商品（联盟商品）",
             "專業店的官方帳號，直播間只能添加本店商品，不能添加其他店鋪的商品（聯盟商品）",
-            "An official account of a professional shop can add only its own shop's products to the live "
-            "room",
+            "An official account of a professional shop can add only its own shop's products to the live room",
         ),
     ),
     "why_elsewhere": (
@@ -211,8 +205,7 @@ ADVICE: dict[str, tuple[str, Words]] = {
         words(
             "本场还没开播：移出一件联盟商品会退回名额，也可以直接替换",
             "本場還沒開播：移出一件聯盟商品會退回名額，也可以直接替換",
-            "This session is not live yet: remove another shop's product to get its place back, or replace "
-            "it",
+            "This session is not live yet: remove another shop's product to get its place back, or replace it",
         ),
     ),
     "replaceable_before_start": (

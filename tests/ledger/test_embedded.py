@@ -110,9 +110,7 @@ async def test_a_port_that_somebody_took_in_between_is_given_up_for_another(
             await server.close()
 
 
-async def test_a_server_that_stays_silent_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_that_stays_silent_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "redis-server"
     program.write_text("#!/bin/sh\necho starting\nexec sleep 60\n")
     program.chmod(0o755)
@@ -122,9 +120,7 @@ async def test_a_server_that_stays_silent_is_given_up(
         await embedded.start()
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spawned: list[subprocess.Popen[bytes]] = []
 
     async def never(process: subprocess.Popen[bytes], folder: Path, program: str) -> None:
