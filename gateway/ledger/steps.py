@@ -64,8 +64,8 @@ class Snapshot(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What a step said, in the words of its script, and the count after it. `snapshot` comes with refusals; `new` is how
-    many slots an adopt made."""
+    """What a step said, in the words of its script, and the count after it. `snapshot` comes with refusals; `new` is
+    how many slots an adopt made."""
 
     said: str
     used: int = 0
@@ -182,8 +182,8 @@ class Ledger:
     async def commit(
         self, session_id: str, operation: str, event: str, steps: Sequence[Step], seen: SessionState | None = None
     ) -> Answer:
-        """The upstream said yes; `seen` is the session's state looked at after its answer. `missing` where the ledger has
-        lost the session."""
+        """The upstream said yes; `seen` is the session's state looked at after its answer. `missing` where the ledger
+        has lost the session."""
         arguments: list[str | int] = [_LETTERS[seen], self._late_ms, event]
         for step in steps:
             arguments += (step.kind, "1" if step.applied else "0", step.product_id)
@@ -276,8 +276,8 @@ class Ledger:
     async def settle(
         self, pending: Pending, seen: SessionState | None, outcomes: Sequence[tuple[int, int | None, bool]]
     ) -> Answer:
-        """`outcomes`: record number, the slot's generation before the list was asked, whether the list has it. A pending
-        operation without a lease is looked at early: only what the list shows to be applied is settled."""
+        """`outcomes`: record number, the slot's generation before the list was asked, whether the list has it. A
+        pending operation without a lease is looked at early: only what the list shows to be applied is settled."""
         arguments: list[str | int] = [pending.lease, pending.records, _LETTERS[seen]]
         for number, generation, listed in outcomes:
             arguments += (number, "" if generation is None else generation, "1" if listed else "0")

@@ -1,10 +1,10 @@
 """The short way for the plainest attach: from the socket's bytes to the admission, without a request object.
 
-Not a second parser. `recognise` knows one form byte for byte: one whole POST with HTTP/1.1, an address and header fields
-in plain ASCII, a Content-Length that is exactly what follows, nothing about the connection but keep-alive. Whatever
-differs in a single byte goes to aiohttp. What it recognises is read by the same `reading` package, judged by the same
-admission and forwarded by the same pool as on the other way, so the two can't disagree: a test sends the same requests
-both ways.
+Not a second parser. `recognise` knows one form byte for byte: one whole POST with HTTP/1.1, an address and header
+fields in plain ASCII, a Content-Length that is exactly what follows, nothing about the connection but keep-alive.
+Whatever differs in a single byte goes to aiohttp. What it recognises is read by the same `reading` package, judged by
+the same admission and forwarded by the same pool as on the other way, so the two can't disagree: a test sends the same
+requests both ways.
 """
 
 from __future__ import annotations
