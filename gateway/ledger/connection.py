@@ -182,6 +182,8 @@ class Connection:
             policy = await self._client.config_get("maxmemory-policy")
         except ResponseError:
             return []
+        except (RedisError, OSError) as error:
+            raise _as_ours(error) from None
         value = next(iter(policy.values()), "noeviction") if isinstance(policy, dict) else "noeviction"
         name = value.decode() if isinstance(value, bytes) else str(value)
         if name == "noeviction":

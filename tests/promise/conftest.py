@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -76,8 +77,9 @@ class World:
 
 
 async def start(*arguments: str) -> asyncio.subprocess.Process:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("ATTACHGATE_")}
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway.cli", *arguments, stdout=asyncio.subprocess.DEVNULL
+        sys.executable, "-m", "gateway.cli", *arguments, stdout=asyncio.subprocess.DEVNULL, env=environ
     )
 
 
