@@ -38,6 +38,7 @@ from gateway.proxy.rules import Rules, account_areas
 from gateway.reading.body import BodyReader
 from gateway.reading.headers import HeaderReader
 from gateway.reading.routes import Matcher
+from gateway.reading.spelling import id_check
 from gateway.reconciler.doubt import Reconciler
 from gateway.reconciler.opening import Opening
 from gateway.reconciler.takeover import Takeovers
@@ -63,10 +64,13 @@ class Gateway:
         self._directory = Directory(http, config.directory, config.upstream.url, time.monotonic)
         self._pool = Pool(config.upstream, time.monotonic)
         self._journal = Journal(self.ledger)
-        opening = Opening(self.ledger, self._directory, self._list, self.telemetry)
-        self._takeovers = Takeovers(self.ledger, self._directory, opening)
-        self._reconciler = Reconciler(self.ledger, self._directory, self._list, self.telemetry)
-        self._settlements = Settlements(self.ledger, self._reconciler, config.ledger.hold_seconds)
+        self._opening = opening = Opening(self.ledger, self._directory, self._list, self.telemetry)
+        self._takeovers = Takeovers(self.ledger, opening)
+        self._reconciler = Reconciler(
+            self.ledger, self._directory, self._list, self.telemetry, lease_seconds=lease_seconds(config)
+        )
+        hold_seconds = config.ledger.hold_seconds
+        self._settlements = Settlements(self.ledger, opening, self._reconciler, self._takeovers, hold_seconds)
         self._identity = identity.build(config.identity, config.limits.id_pattern, http)
         self._gate = Gate(
             policy=policy,
@@ -81,6 +85,8 @@ class Gateway:
             pool=self._pool,
             telemetry=self.telemetry,
             wall_clock=time.time,
+            send_within_seconds=hold_seconds - config.upstream.response_timeout_seconds,
+            is_id=id_check(config.limits.id_pattern),
         )
         self._streams = client_session(config.upstream, max_connections=config.listen.max_connections)
         live = LiveView(self._gate, self._journal, config.limits.id_pattern)
@@ -208,6 +214,8 @@ class Gateway:
             await self._admin.close()
         await self._loops.cancel()
         await self._settlements.tasks.cancel()
+        await self._reconciler.close()
+        await self._opening.close()
         await self._journal.close()
         await self._directory.close()
         await self._identity.close()
@@ -217,6 +225,12 @@ class Gateway:
         await self._streams.close()
         if self._embedded is not None:
             await self._embedded.close()
+
+
+def lease_seconds(config: Config) -> float:
+    """How long one settlement of the reconciler may take: the list, the session, and three steps of the ledger."""
+    steps = 3 * 2 * config.ledger.timeout_seconds
+    return config.upstream.response_timeout_seconds + config.directory.timeout_seconds + steps + 1.0
 
 
 def policy_in_force(policy: Policy, now: float) -> str:

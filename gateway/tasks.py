@@ -38,6 +38,11 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task_failed", tasks=self._name, error=repr(error), exc_info=error)
 
+    async def below(self, limit: int) -> None:
+        """Wait until fewer than so many are running."""
+        while len(self._running) >= limit:
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+
     async def drain(self, limit_seconds: float) -> int:
         """Wait until all have ended, but no longer than the limit; returns how many are still running."""
         if self._running:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from gateway.admission import facts
 from gateway.admission.answers import refusal
@@ -25,7 +25,7 @@ from gateway.admission.facts import caller, check_path_account
 from gateway.admission.forwarding import forward, upstream_reply
 from gateway.admission.gate import Gate
 from gateway.admission.outcome import Outcome, applied_products, of_error, of_status
-from gateway.errors import GatewayError, LedgerUnavailable, SessionEnded
+from gateway.errors import DependencyError, GatewayError, LedgerUnavailable, SessionEnded
 from gateway.ledger.steps import Answer, Step
 from gateway.policy.model import Account
 from gateway.upstream.pool import UpstreamAnswer
@@ -55,7 +55,7 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
 
     try:
         reserved = await reserve(gate, session_id, account, decision, foreign)
-    except LedgerUnavailable:
+    except DependencyError:
         if verdict.cap is not None:
             raise
         return await _unrecorded(gate, incoming, decision, account, read.canonical)
@@ -63,6 +63,7 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     if reserved.said == "full":
         return refusal(gate, decision, "foreign_cap_reached", read.product_ids, set(foreign), reserved.snapshot)
 
+    gate.settlements.begin(session_id, decision.id, [Step("t", product_id) for product_id in foreign])
     answer: UpstreamAnswer | GatewayError | None = None
     try:
         answer = await forward(gate, incoming, decision, account_id, read.canonical)
@@ -79,15 +80,17 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
 
 
 async def reserve(gate: Gate, session_id: str, account: Account, decision: Decision, foreign: Sequence[str]) -> Answer:
-    """`held` or `full`. A session that the ledger does not know is opened first. What a lost answer may have left
-    held is released, since nothing was forwarded."""
+    """`held` or `full`. A session that the ledger does not know is opened first. What a lost answer, or a request that
+    is given up, may have left held is released, since nothing was forwarded."""
     began = perf_counter()
     try:
+        decision.send_by = monotonic() + gate.send_within_seconds
         reserved = await gate.ledger.reserve(session_id, decision.id, decision.cap, foreign)
         if reserved.said == "missing":
             await gate.opening.open(session_id, account, decision.id)
+            decision.send_by = monotonic() + gate.send_within_seconds
             reserved = await gate.ledger.reserve(session_id, decision.id, decision.cap, foreign)
-    except LedgerUnavailable:
+    except BaseException:
         gate.settlements.release(session_id, decision.id, len(foreign))
         raise
     finally:
@@ -131,7 +134,9 @@ def _settle(
 async def used_after(settled: asyncio.Task[Answer | None], used: int | None) -> int | None:
     """The count after a settlement; where it takes long, as it was before."""
     done, _ = await asyncio.wait({settled}, timeout=SETTLE_WAIT_SECONDS)
-    answer = settled.result() if done else None
+    if not done or settled.cancelled() or settled.exception() is not None:
+        return used
+    answer = settled.result()
     return answer.used if answer is not None else used
 
 
@@ -141,6 +146,8 @@ async def _without_slot(gate: Gate, incoming: Incoming, decision: Decision, acco
     assert verdict is not None
     assert decision.surface is not None
     counting = gate.ledger.used(session_id) if verdict.cap and session_id is not None else None
+    if counting is not None:
+        counting.add_done_callback(_seen)
     answer = await forward(gate, incoming, decision, account_id, body)
     if counting is not None:
         await asyncio.wait({counting}, timeout=COUNT_WAIT_SECONDS)
@@ -150,9 +157,15 @@ async def _without_slot(gate: Gate, incoming: Incoming, decision: Decision, acco
     return upstream_reply(answer, decision)
 
 
+def _seen(counting: asyncio.Future[bytes | None]) -> None:
+    """Nobody may be waiting any more for what a failed count has to say."""
+    if not counting.cancelled():
+        counting.exception()
+
+
 async def _unrecorded(gate: Gate, incoming: Incoming, decision: Decision, account: Account, body: bytes) -> Reply:
-    """No cap holds and the ledger is away: the upstream's list is taken over later, and once more when the upstream
-    can no longer apply what it did not answer."""
+    """No cap holds, and the ledger is away or can't be given the session: the upstream's list is taken over later, and
+    once more when the upstream can no longer apply what it did not answer."""
     assert decision.session_id is not None
     assert decision.surface is not None
     assert decision.verdict is not None

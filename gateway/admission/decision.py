@@ -7,6 +7,7 @@ headers from it (contract: every answer on an attach route).
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 from collections.abc import Sequence
 from functools import lru_cache
@@ -80,9 +81,10 @@ Doing = Operation | Literal["pass", "view"]
 
 class Decision:
     """`used` is None as long as the ledger has not said. `now`: seconds since the epoch. `closes`: the connection ends
-    with the answer."""
+    with the answer. `send_by`: when, on the monotonic clock, the request must have left, or not leave at all: what was
+    recorded for it does not hold for ever."""
 
-    __slots__ = ("closes", "id", "language", "now", "operation", "session_id", "surface", "used", "verdict")
+    __slots__ = ("closes", "id", "language", "now", "operation", "send_by", "session_id", "surface", "used", "verdict")
 
     def __init__(self, operation: Doing, surface: Surface | None, language: Language, now: float) -> None:
         self.id = next_decision_id()
@@ -94,6 +96,7 @@ class Decision:
         self.verdict: Verdict | None = None
         self.used: int | None = None
         self.closes = False
+        self.send_by = math.inf
 
     @property
     def cap(self) -> int | None:

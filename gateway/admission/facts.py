@@ -29,6 +29,8 @@ async def gather(directory: Directory, account_id: str, session_id: str | None, 
     """Raises `AccountUnknown`, `SessionUnknown`, `NotSessionOwner`, `SessionEnded`, `ProductUnknown` or
     `DirectoryUnavailable`. The products of an account that nothing restricts are not asked for."""
     account = directory.peek_account(account_id)
+    if account is not None and not account.recorded:
+        product_ids = ()
     session = directory.peek_session(session_id) if session_id is not None else None
     products: list[Product] = []
     for product_id in product_ids:

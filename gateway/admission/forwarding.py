@@ -43,7 +43,7 @@ async def forward(
         headers.append(identity)
     began = perf_counter()
     try:
-        return await gate.pool.request(incoming.method, incoming.target, headers, body)
+        return await gate.pool.request(incoming.method, incoming.target, headers, body, send_by=decision.send_by)
     finally:
         gate.telemetry.upstream_took(decision.operation, perf_counter() - began)
 

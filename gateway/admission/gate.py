@@ -15,6 +15,7 @@ from gateway.ledger.steps import Ledger
 from gateway.policy.evaluate import evaluate
 from gateway.policy.model import Account, Policy, Surface, Verdict
 from gateway.reading.body import BodyReader
+from gateway.reading.spelling import IdCheck
 from gateway.reconciler.doubt import Reconciler
 from gateway.reconciler.opening import Opening
 from gateway.reconciler.takeover import Takeovers
@@ -24,7 +25,9 @@ from gateway.upstream.pool import Pool
 
 @dataclass
 class Gate:
-    """The parts of one gateway process. `wall_clock`: seconds since the epoch."""
+    """The parts of one gateway process. `wall_clock`: seconds since the epoch. `send_within_seconds`: what was recorded
+    must have left by then, so that its answer comes, or fails to, while its record is held. `is_id`: whether a text is
+    an id."""
 
     policy: Policy
     bodies: BodyReader
@@ -38,6 +41,8 @@ class Gate:
     pool: Pool
     telemetry: Telemetry
     wall_clock: Callable[[], float]
+    send_within_seconds: float
+    is_id: IdCheck
 
     def evaluate(self, account: Account, surface: Surface, now: float) -> Verdict:
         return evaluate(self.policy, account, surface, now)

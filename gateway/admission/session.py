@@ -2,17 +2,19 @@
 
 Each is owned like an attach, forwarded once, and settled by what the upstream answers. Only a replace can need a slot;
 the others are recorded so that slots come back, or stop coming back, at the right moment (N5, N6). Where the ledger is
-away and no slot is needed they go on, and the session is compared with the upstream's list afterwards.
+away and no count hangs on it they go on, and the session is compared with the upstream's list afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from time import monotonic
 
 import msgspec
 
+from gateway import fetch
 from gateway.admission.answers import refusal
 from gateway.admission.attach import used_after
 from gateway.admission.decision import Decision, Incoming, Reply
@@ -51,9 +53,8 @@ async def create(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     account = await gate.directory.account(account_id)
     answer = await forward(gate, incoming, decision, account_id, read.canonical)
     if 200 <= answer.status < 300:
-        try:
-            session = _session_decoder.decode(answer.body)
-        except msgspec.ValidationError:
+        session = fetch.decode(_session_decoder, answer.body)
+        if isinstance(session, fetch.Failure) or not gate.is_id(session.session_id):
             return upstream_reply(answer, decision)
         decision.session_id = session.session_id
         gate.directory.learn_session(session)
@@ -70,22 +71,20 @@ async def detach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     product_id = incoming.match.params["product_id"]
     if not account.recorded:
         return upstream_reply(await forward(gate, incoming, decision, account.account_id, None), decision)
-    live = False
-    recorded = True
+    look = recorded = True
     try:
-        asked = await gate.ledger.detach(session_id, decision.id, product_id)
-        if asked.said == "missing":
-            await gate.opening.open(session_id, account, decision.id)
+        with _released_on_failure(gate, decision, 1):
             asked = await gate.ledger.detach(session_id, decision.id, product_id)
-        live = asked.said in ("live", "ended")
+            if asked.said == "missing":
+                await gate.opening.open(session_id, account, decision.id)
+                asked = await gate.ledger.detach(session_id, decision.id, product_id)
+        look = asked.said in ("asked", "missing")
         decision.used = asked.used
-    except LedgerUnavailable:
+    except DependencyError:
         recorded = False
-        gate.settlements.release(session_id, decision.id, 1)
-        gate.takeovers.add(session_id)
     steps = [Step("g", product_id)]
     return await _forward_and_settle(
-        gate, incoming, decision, account, None, steps if recorded else [], "detached", look=not live
+        gate, incoming, decision, account, None, steps, "detached", look=look, recorded=recorded
     )
 
 
@@ -108,16 +107,14 @@ async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     seen = (await gate.directory.fresh_session(session_id)).state
     steps = [Step("g", old), Step("t", new)] if foreign else [Step("g", old)]
     try:
-        said = await gate.ledger.replace(session_id, decision.id, verdict.cap, seen, old, new, foreign=foreign)
-        if said.said == "missing":
-            await gate.opening.open(session_id, account, decision.id)
-            said = await gate.ledger.replace(session_id, decision.id, verdict.cap, seen, old, new, foreign=foreign)
-    except LedgerUnavailable:
-        gate.settlements.release(session_id, decision.id, len(steps))
+        with _released_on_failure(gate, decision, len(steps)):
+            said = await _ask_replace(gate, decision, account, verdict.cap, seen, old, new, foreign=foreign)
+    except DependencyError:
         if foreign and verdict.cap is not None:
             raise
-        gate.takeovers.add(session_id)
-        return await _forward_and_settle(gate, incoming, decision, account, read.canonical, [], "replaced")
+        return await _forward_and_settle(
+            gate, incoming, decision, account, read.canonical, steps, "replaced", recorded=False
+        )
     if said.said == "ended":
         raise SessionEnded(f"Session {session_id} has ended: nothing can be replaced in it any more.")
     decision.used = said.used
@@ -136,35 +133,64 @@ async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     )
 
 
+async def _ask_replace(
+    gate: Gate,
+    decision: Decision,
+    account: Account,
+    cap: int | None,
+    seen: SessionState,
+    old: str,
+    new: str,
+    *,
+    foreign: bool,
+) -> Answer:
+    session_id = decision.session_id
+    assert session_id is not None
+    for _ in range(2):
+        decision.send_by = monotonic() + gate.send_within_seconds
+        said = await gate.ledger.replace(session_id, decision.id, cap, seen, old, new, foreign=foreign)
+        if said.said != "missing":
+            return said
+        await gate.opening.open(session_id, account, decision.id)
+    raise LedgerUnavailable(f"The ledger of session {session_id} vanished while it was asked.")
+
+
 async def start(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     """From the moment it is asked the session counts as live. A replace whose outcome is unknown holds it up, since
-    the old product would count and the new one might still come (N6)."""
+    the old product would count and the new one might still come (N6). Where a cap holds and the ledger can't be asked
+    whether there is one, the session does not start."""
     account, session_id = await _caller_and_session(gate, incoming, decision)
     body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical or None
     steps: list[Step] = []
+    recorded = True
     if account.recorded:
         cap = gate.evaluate(account, Surface.live_room, decision.now).cap
         try:
-            asked = await _ask_start(gate, account, session_id, decision.id, cap)
+            with _released_on_failure(gate, decision, 1):
+                asked = await _ask_start(gate, account, decision, cap)
             steps = [Step("s")] if asked.said == "asked" else []
-        except LedgerUnavailable:
-            gate.settlements.release(session_id, decision.id, 1)
-            gate.takeovers.add(session_id)
-    reply = await _forward_and_settle(gate, incoming, decision, account, body, steps, "started")
+        except DependencyError as error:
+            if cap or isinstance(error, SessionUnsettled):
+                raise
+            recorded = False
+    reply = await _forward_and_settle(gate, incoming, decision, account, body, steps, "started", recorded=recorded)
     _learn(gate, session_id, account, reply, SessionState.live)
     return reply
 
 
-async def _ask_start(gate: Gate, account: Account, session_id: str, operation: str, cap: int | None) -> Answer:
+async def _ask_start(gate: Gate, account: Account, decision: Decision, cap: int | None) -> Answer:
     """What is in doubt is looked at first: a product that has left already would count once the session is live."""
+    session_id = decision.session_id
+    assert session_id is not None
     loop = asyncio.get_running_loop()
     until = loop.time() + START_WAIT_SECONDS
     while True:
         with suppress(DependencyError, SessionUnknown):
             await gate.reconciler.look_early(session_id)
-        asked = await gate.ledger.start(session_id, operation, cap)
+        decision.send_by = monotonic() + gate.send_within_seconds
+        asked = await gate.ledger.start(session_id, decision.id, cap)
         if asked.said == "missing":
-            await gate.opening.open(session_id, account, operation)
+            await gate.opening.open(session_id, account, decision.id)
         elif asked.said != "unsettled":
             return asked
         if loop.time() > until:
@@ -204,9 +230,10 @@ async def _forward_and_settle(
     event: str,
     *,
     look: bool = False,
+    recorded: bool = True,
 ) -> Reply:
     """Forward once and settle what was recorded. `look`: a slot may come back, so the session is seen afresh after
-    the answer."""
+    the answer. `recorded`: whether the ledger has the steps; where it was away, the session is compared later."""
     session_id = decision.session_id
     assert session_id is not None
 
@@ -220,13 +247,19 @@ async def _forward_and_settle(
     answer: UpstreamAnswer | None = None
     failed: GatewayError | None = None
     settled: asyncio.Task[Answer | None] | None = None
+    if steps and recorded:
+        gate.settlements.begin(session_id, decision.id, steps)
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)
         outcome = of_status(incoming.match.route.operation, answer.status)
     except GatewayError as error:
         failed, outcome = error, of_error(error)
     finally:
-        if steps and outcome is Outcome.applied:
+        if not recorded:
+            if outcome is not Outcome.not_applied:
+                gave = next((step.product_id for step in steps if step.kind == "g"), None)
+                gate.takeovers.add(session_id, decision.id, gave)
+        elif steps and outcome is Outcome.applied:
             settled = gate.settlements.commit(session_id, decision.id, event, steps, fresh_state if look else None)
         elif steps and outcome is Outcome.not_applied:
             settled = gate.settlements.release(session_id, decision.id, len(steps))
@@ -238,6 +271,17 @@ async def _forward_and_settle(
     if settled is not None:
         decision.used = await used_after(settled, decision.used)
     return upstream_reply(answer, decision)
+
+
+@contextmanager
+def _released_on_failure(gate: Gate, decision: Decision, records: int) -> Iterator[None]:
+    """What a lost answer, or a request that is given up, may have left in the ledger goes: nothing was forwarded."""
+    assert decision.session_id is not None
+    try:
+        yield
+    except BaseException:
+        gate.settlements.release(decision.session_id, decision.id, records)
+        raise
 
 
 def _learn(gate: Gate, session_id: str, account: Account, reply: Reply, state: SessionState) -> None:

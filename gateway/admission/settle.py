@@ -2,7 +2,8 @@
 
 A settlement is sent when the outcome is known and the client's answer does not wait for it: until it arrives, the slot
 is held, which never lets one product too many in; and if it never arrives, because this gateway dies or Redis is away,
-the record is found when its hold is over, and the upstream's list says what became of it.
+the record is found when its hold is over, and the upstream's list says what became of it. Where Redis has lost the
+session, and the record with it, the settlement opens the session anew.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from gateway.errors import GatewayError, LedgerUnavailable
+from gateway.errors import GatewayError, SessionUnknown
 from gateway.ledger.steps import Answer, Ledger, Step
 from gateway.policy.model import SessionState
 from gateway.reconciler.doubt import Reconciler
+from gateway.reconciler.opening import Opening
+from gateway.reconciler.takeover import Takeovers
 from gateway.tasks import Tasks
 
 LOOK_SECONDS = 0.3
@@ -26,11 +29,19 @@ log = structlog.get_logger(__name__)
 class Settlements:
     """Runs settlements to their end; `hold_seconds` is how long it is worth trying, since the reconciler then looks."""
 
-    def __init__(self, ledger: Ledger, reconciler: Reconciler, hold_seconds: float) -> None:
+    def __init__(
+        self, ledger: Ledger, opening: Opening, reconciler: Reconciler, takeovers: Takeovers, hold_seconds: float
+    ) -> None:
         self._ledger = ledger
+        self._opening = opening
         self._reconciler = reconciler
+        self._takeovers = takeovers
         self._hold_seconds = hold_seconds
         self.tasks = Tasks("settlements")
+
+    def begin(self, session_id: str, operation: str, steps: Sequence[Step]) -> None:
+        """What was recorded is forwarded now: until it is settled, this gateway knows of it, whatever Redis knows."""
+        self._opening.on_their_way.begin(session_id, operation, steps)
 
     def commit(
         self,
@@ -43,8 +54,13 @@ class Settlements:
         """The upstream said yes. `look`: how the session is seen afresh, where a slot may come back."""
 
         async def settle() -> Answer | None:
-            seen = await look() if look is not None else None
-            answer = await self._try(operation, lambda: self._ledger.commit(session_id, operation, event, steps, seen))
+            try:
+                seen = await look() if look is not None else None
+                answer = await self._try(
+                    session_id, operation, lambda: self._ledger.commit(session_id, operation, event, steps, seen)
+                )
+            finally:
+                self._opening.on_their_way.end(session_id, operation)
             if answer is not None and answer.said == "pending":
                 self._reconciler.expect(session_id, LOOK_SECONDS)
             return answer
@@ -53,15 +69,25 @@ class Settlements:
 
     def release(self, session_id: str, operation: str, records: int) -> asyncio.Task[Answer | None]:
         """The upstream said no, or was never asked."""
-        return self.tasks.start(self._try(operation, lambda: self._ledger.release(session_id, operation, records)))
+        self._opening.on_their_way.end(session_id, operation)
+        return self.tasks.start(
+            self._try(session_id, operation, lambda: self._ledger.release(session_id, operation, records))
+        )
 
     def doubt(self, session_id: str, operation: str, steps: Sequence[Step]) -> asyncio.Task[Answer | None]:
         """Nobody knows yet: the reconciler looks when the upstream can no longer apply it."""
-        self._reconciler.expect(session_id, self._ledger.late_apply_seconds + LOOK_SECONDS)
-        return self.tasks.start(self._try(operation, lambda: self._ledger.doubt(session_id, operation, steps)))
+        look_seconds = self._ledger.late_apply_seconds + LOOK_SECONDS
+        self._opening.on_their_way.doubt(session_id, operation, steps, look_seconds)
+        self._reconciler.expect(session_id, look_seconds)
+        return self.tasks.start(
+            self._try(session_id, operation, lambda: self._ledger.doubt(session_id, operation, steps))
+        )
 
     def end(self, session_id: str, operation: str) -> asyncio.Task[Answer | None]:
-        return self.tasks.start(self._try(operation, lambda: self._ledger.end(session_id, operation)))
+        """The upstream has ended the session; one that the ledger does not have needs no end."""
+        return self.tasks.start(
+            self._try(session_id, operation, lambda: self._ledger.end(session_id, operation), opens=False)
+        )
 
     def open(self, opening: Awaitable[None], operation: str) -> None:
         """A new session's ledger, ahead of its first attach. Where it fails, that attach opens it."""
@@ -74,16 +100,31 @@ class Settlements:
 
         self.tasks.start(settle())
 
-    async def _try(self, operation: str, step: Callable[[], Awaitable[Answer]]) -> Answer | None:
+    async def _try(
+        self, session_id: str, operation: str, step: Callable[[], Awaitable[Answer]], *, opens: bool = True
+    ) -> Answer | None:
+        """Again and again while Redis is away. A session that Redis has lost is opened first (`opens`), from the
+        upstream's list and with this operation on its way."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._hold_seconds
         pause = 0.05
         while True:
             try:
-                return await step()
-            except LedgerUnavailable as error:
-                if loop.time() + pause > until:
-                    log.warning("settlement_left_to_reconciler", decision_id=operation, error=error.detail)
-                    return None
+                answer = await step()
+                if answer.said == "missing" and opens:
+                    await self._opening.compare(session_id, operation)
+                    answer = await step()
+                if answer.said != "missing" or not opens:
+                    return answer
+                problem = "the ledger lost the session"
+            except SessionUnknown as error:
+                log.warning("settlement_without_session", decision_id=operation, error=error.detail)
+                return None
+            except GatewayError as error:
+                problem = error.detail
+            if loop.time() + pause > until:
+                log.warning("settlement_left_to_reconciler", decision_id=operation, error=problem)
+                self._takeovers.add(session_id)
+                return None
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)

@@ -41,14 +41,15 @@ while at <= #ARGV do
   local doubt, records, written = ARGV[at + 1] == '1', tonumber(ARGV[at + 2]), false
   for n = 0, records - 1 do
     local kind, product = ARGV[at + 3 + 2 * n], ARGV[at + 4 + 2 * n]
-    -- What gives back needs no record: its commit finds none, and asks the list.
-    if kind ~= 'g' and not read_record(n) then
+    if not read_record(n) then
       if kind == 't' then
         take_slot(product, slot_of(product), current, true)
-      else
+      elseif kind == 's' then
         add('g', 1)
       end
-      write_record(n, doubt and string.upper(kind) or kind, current, product)
+      -- Whether a product was attached again after its detach was asked is not known any more: no generation, so that
+      -- its slot comes back only by the list.
+      write_record(n, doubt and string.upper(kind) or kind, kind == 'g' and 0 or current, product)
       written = true
     end
   end

@@ -22,7 +22,7 @@ BUCKETS = 1024
 _RESERVE, _COMMIT, _RELEASE, _DOUBT = Script("reserve"), Script("commit"), Script("release"), Script("doubt")
 _DETACH, _REPLACE, _START, _END = Script("detach"), Script("replace"), Script("start"), Script("end")
 _SNAPSHOT, _ADOPT, _SETTLE = Script("snapshot"), Script("adopt"), Script("settle")
-_CLAIM = Script("claim", shared=False)
+_CLAIM, _POSTPONE = Script("claim", shared=False), Script("postpone", shared=False)
 
 _STATES = {b"p": SessionState.preparing, b"l": SessionState.live, b"e": SessionState.ended}
 _LETTERS = {SessionState.preparing: "p", SessionState.live: "l", SessionState.ended: "e", None: ""}
@@ -284,10 +284,10 @@ class Ledger:
         return await self._step(_SETTLE, pending.session_id, pending.operation, *arguments)
 
     async def postpone(self, pending: Pending, seconds: float) -> None:
-        """Due so long after the lease at the earliest. Never brings forward what was made due later meanwhile."""
+        """A claimed operation is due again in so long, unless its lease was lost."""
         member = f"{pending.session_id} {pending.operation} {pending.records}"
-        due = int(pending.lease) + _ms(seconds)
-        await self._connection.command("ZADD", self.pending_key(bucket_of(pending.session_id)), "XX", "GT", due, member)
+        key = self.pending_key(bucket_of(pending.session_id))
+        await self._connection.call(_POSTPONE, (key,), (pending.lease, _ms(seconds), member))
 
     async def events(self, bucket: int, after: str, limit: int) -> list[tuple[str, dict[str, str]]]:
         """Entries of a bucket's stream that came after an id, oldest first: id and fields (see `slots.lua`)."""

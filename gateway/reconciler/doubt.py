@@ -6,8 +6,8 @@ are settled as soon as they are due.
 
 An operation that was still held when its time was over belongs to a gateway that is gone: it becomes in doubt, and
 is due once the upstream can no longer apply it. One in doubt is settled by the upstream's list, asked after the claim,
-and a look at the session, asked after the list. Where either fails nothing is settled, and the lease's end brings it
-up again. A reconciler that was paused past its lease finds another fence there, and changes nothing.
+and a look at the session, asked after the list. Where either fails nothing is settled, and it is due again after a
+pause that grows. A reconciler that was paused past its lease finds another fence there, and changes nothing.
 """
 
 from __future__ import annotations
@@ -15,26 +15,33 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
 from gateway.directory import Directory
-from gateway.errors import GatewayError, LedgerUnavailable
+from gateway.errors import ClientError, GatewayError, LedgerUnavailable
 from gateway.ledger.steps import BUCKETS, Answer, Ledger, Pending, Record, Snapshot, Step, bucket_of
 from gateway.policy.model import Product
+from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry
 
 ROUND_SECONDS = 5.0
 BUCKETS_A_TICK = 16
-CLAIMS_A_BUCKET = 64
+MAX_AT_ONCE = 32
 LEASE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 60.0
+LONGEST_PAUSE_UNKNOWN_SECONDS = 3600.0
+"""Where the upstream does not know the session any more: it may be gone for good, and asking does not bring it back."""
 MAX_EXPECTED = 100_000
+MAX_REMEMBERED = 10_000
 
 log = structlog.get_logger(__name__)
 
 
 class Reconciler:
-    """`list_products` asks the upstream for a session's products, whole or an error."""
+    """`list_products` asks the upstream for a session's products, whole or an error. `lease_seconds`: how long one
+    settlement may take, with all that it asks; who takes longer finds its work done by another."""
 
     def __init__(
         self,
@@ -43,70 +50,112 @@ class Reconciler:
         list_products: Callable[[str], Awaitable[tuple[Product, ...]]],
         telemetry: Telemetry,
         *,
-        concurrency: int = 8,
+        lease_seconds: float = LEASE_SECONDS,
+        max_at_once: int = MAX_AT_ONCE,
     ) -> None:
         self._ledger = ledger
         self._directory = directory
         self._list_products = list_products
         self._telemetry = telemetry
-        self._places = asyncio.Semaphore(concurrency)
+        self._lease_seconds = lease_seconds
+        self._max_at_once = max_at_once
+        self._settling = Tasks("reconciler")
         self._expected: list[tuple[float, int]] = []
+        self._failures: dict[str, int] = {}
         self._pending = 0
 
     def expect(self, session_id: str, in_seconds: float) -> None:
         """Look at this session's bucket at that time, besides the round."""
+        self._expect(bucket_of(session_id), in_seconds)
+
+    def _expect(self, bucket: int, in_seconds: float) -> None:
         if len(self._expected) < MAX_EXPECTED:
-            at = asyncio.get_running_loop().time() + in_seconds
-            heapq.heappush(self._expected, (at, bucket_of(session_id)))
+            heapq.heappush(self._expected, (asyncio.get_running_loop().time() + in_seconds, bucket))
 
     async def run(self) -> None:
-        """Visit the buckets round and round, until cancelled."""
+        """Visit the buckets round and round, until cancelled. No more is claimed than can be begun at once, so that a
+        slow upstream costs no lease; and nothing that one operation meets keeps the others waiting."""
         loop = asyncio.get_running_loop()
-        tick_seconds = ROUND_SECONDS * BUCKETS_A_TICK / BUCKETS
         position = 0
         while True:
             began = loop.time()
-            buckets = set(range(position, position + BUCKETS_A_TICK))
-            while self._expected and self._expected[0][0] <= began:
-                buckets.add(heapq.heappop(self._expected)[1])
+            await self._settling.below(self._max_at_once)
+            free = self._max_at_once - len(self._settling)
+            turn = range(position, min(position + BUCKETS_A_TICK, position + free, BUCKETS))
+            buckets = set(turn) | self._due(began, free)
             try:
-                counts = await asyncio.gather(*map(self.visit, buckets))
-                self._count_round(position, sum(counts))
-                position = (position + BUCKETS_A_TICK) % BUCKETS
+                found = await asyncio.gather(*(self._claim(bucket, max(1, free // len(buckets))) for bucket in buckets))
+                self._count_round(position, sum(pending for pending, _ in found))
+                position = turn.stop % BUCKETS
             except LedgerUnavailable:
                 await asyncio.sleep(LEASE_SECONDS / 5)
-            await asyncio.sleep(max(0.0, tick_seconds - (loop.time() - began)))
+            except Exception:
+                log.exception("reconciler_failed")
+                await asyncio.sleep(LEASE_SECONDS / 5)
+            await asyncio.sleep(max(0.0, ROUND_SECONDS * len(turn) / BUCKETS - (loop.time() - began)))
+
+    def _due(self, now: float, limit: int) -> set[int]:
+        """The buckets that somebody expects something in by now."""
+        buckets: set[int] = set()
+        while self._expected and self._expected[0][0] <= now and len(buckets) < limit:
+            buckets.add(heapq.heappop(self._expected)[1])
+        return buckets
 
     def _count_round(self, position: int, pending: int) -> None:
-        self._pending = pending if position == 0 else self._pending + pending
-        if position + BUCKETS_A_TICK >= BUCKETS:
+        if position == 0:
             self._telemetry.in_doubt(self._pending)
+            self._pending = 0
+        self._pending += pending
 
     async def visit(self, bucket: int) -> int:
-        """Settle what is due in a bucket; returns how many operations are pending there."""
-        pending, claimed = await self._ledger.claim(bucket, LEASE_SECONDS, CLAIMS_A_BUCKET)
-        if claimed:
-            await asyncio.gather(*map(self._settle_one, claimed))
+        """Settle what is due in a bucket, all of it; returns how many operations are pending there."""
+        pending, begun = await self._claim(bucket, self._max_at_once)
+        await asyncio.gather(*begun)
         return pending
 
+    async def _claim(self, bucket: int, limit: int) -> tuple[int, list[asyncio.Task[None]]]:
+        """How many operations are pending in a bucket, and the settlements of those claimed, begun."""
+        pending, claimed = await self._ledger.claim(bucket, self._lease_seconds, limit)
+        if len(claimed) == limit:
+            self._expect(bucket, 0.0)
+        return pending, [self._settling.start(self._settle_one(one)) for one in claimed]
+
     async def _settle_one(self, pending: Pending) -> None:
-        async with self._places:
-            try:
-                said = await self.settle(pending)
-            except GatewayError as error:
-                said = "postponed"
-                log.warning(
-                    "settlement_postponed",
-                    decision_id=pending.operation,
-                    session_id=pending.session_id,
-                    reason=error.reason,
-                    error=error.detail,
-                )
+        try:
+            said = await self.settle(pending)
+        except Exception as error:
+            said = await self._postpone(pending, error)
+        else:
+            self._failures.pop(pending.operation, None)
         self._telemetry.settled(said)
         if said == "stale":
             self.expect(pending.session_id, 0.3)
-        elif said == "postponed":
-            self.expect(pending.session_id, LEASE_SECONDS)
+
+    async def _postpone(self, pending: Pending, error: Exception) -> str:
+        """Try again in 1 s, 2 s, 4 s …"""
+        failures = self._failures.pop(pending.operation, 0)
+        longest = LONGEST_PAUSE_UNKNOWN_SECONDS if isinstance(error, ClientError) else LONGEST_PAUSE_SECONDS
+        pause = min(2.0 ** min(failures, 20), longest)
+        self._failures[pending.operation] = failures + 1
+        if len(self._failures) > MAX_REMEMBERED:
+            del self._failures[next(iter(self._failures))]
+        log.warning(
+            "settlement_postponed",
+            decision_id=pending.operation,
+            session_id=pending.session_id,
+            reason=error.reason if isinstance(error, GatewayError) else "internal_error",
+            error=error.detail if isinstance(error, GatewayError) else repr(error),
+            pause_seconds=pause,
+            exc_info=None if isinstance(error, GatewayError) else error,
+        )
+        with suppress(LedgerUnavailable):
+            await self._ledger.postpone(pending, pause)
+        self.expect(pending.session_id, pause)
+        return "postponed"
+
+    async def close(self) -> None:
+        """What is being settled is left to another gateway, once its lease is over."""
+        await self._settling.cancel()
 
     async def settle(self, pending: Pending) -> str:
         """What was said in the end: `in_doubt`, `committed`, `released`, `nothing`, `stale` or `lost`."""

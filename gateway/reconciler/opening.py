@@ -1,21 +1,51 @@
 """How a session comes into the ledger: with what the upstream already has, never with a fresh count.
 
 A session may be new, or may have been made past the gateway, or Redis may have lost it: the ledger can't tell these
-apart, so each of them starts from the upstream's list. What was read is believed only if nothing was written
-meanwhile (`adopt`).
+apart, so each of them starts from the upstream's list. What was read is believed only if nothing was written meanwhile
+(`adopt`). What this gateway has on its way is not in the list yet, and may be soon: it is held from the beginning, or a
+session that Redis lost would have places for others in the meantime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.directory import Directory
 from gateway.errors import LedgerUnavailable
-from gateway.ledger.steps import Ledger
+from gateway.ledger.steps import Ledger, OnItsWay, Step
 from gateway.policy.model import Account, Product
+from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry
 
 ATTEMPTS = 5
+
+
+class OnTheirWay:
+    """The operations that this gateway has forwarded, or is about to, until it has settled them; one in doubt until the
+    upstream can no longer apply it."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, dict[str, OnItsWay]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sessions.values()))
+
+    def begin(self, session_id: str, operation: str, steps: Sequence[Step]) -> None:
+        self._sessions.setdefault(session_id, {})[operation] = OnItsWay(operation, tuple(steps))
+
+    def doubt(self, session_id: str, operation: str, steps: Sequence[Step], seconds: float) -> None:
+        """Nobody knows what became of it, for so long."""
+        self._sessions.setdefault(session_id, {})[operation] = OnItsWay(operation, tuple(steps), True)
+        asyncio.get_running_loop().call_later(seconds, self.end, session_id, operation)
+
+    def end(self, session_id: str, operation: str) -> None:
+        operations = self._sessions.get(session_id)
+        if operations is not None and operations.pop(operation, None) is not None and not operations:
+            del self._sessions[session_id]
+
+    def of(self, session_id: str) -> list[OnItsWay]:
+        return list(self._sessions.get(session_id, {}).values())
 
 
 class Opening:
@@ -32,21 +62,49 @@ class Opening:
         self._directory = directory
         self._list_products = list_products
         self._telemetry = telemetry
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._tasks = Tasks("openings")
+        self.on_their_way = OnTheirWay()
 
     async def open(self, session_id: str, account: Account, operation: str) -> None:
-        """Give the ledger what the upstream has of a session, whether the ledger knows the session or not.
+        """Give the ledger a session that it does not have. All who want the same session at once wait for one opening.
 
         Raises `LedgerUnavailable`, or what the directory or the upstream's list failed with.
         """
+        running = self._running.get(session_id)
+        if running is None:
+            running = self._tasks.start(self._adopt(session_id, account, operation, must_compare=False))
+            self._running[session_id] = running
+            running.add_done_callback(lambda _: self._running.pop(session_id, None))
+        # Whoever gives up must not end it for the others.
+        await asyncio.wait((running,))
+        running.result()
+
+    async def compare(self, session_id: str, operation: str) -> None:
+        """Give the ledger what the upstream has of a session, whether the ledger knows the session or not.
+
+        Raises what `open` raises, and what the directory fails with.
+        """
+        session = await self._directory.fresh_session(session_id)
+        account = await self._directory.account(session.account_id)
+        await self._adopt(session_id, account, operation, must_compare=True)
+
+    async def close(self) -> None:
+        await self._tasks.cancel()
+
+    async def _adopt(self, session_id: str, account: Account, operation: str, *, must_compare: bool) -> None:
         for _ in range(ATTEMPTS):
             snapshot = await self._ledger.snapshot(session_id)
             listed = await self._list_products(session_id)
             session = await self._directory.fresh_session(session_id)
             foreign = [product.product_id for product in listed if not account.owns(product)]
             version = snapshot.version if snapshot is not None else ""
-            answer = await self._ledger.adopt(session_id, operation, version, session.state, foreign)
-            if answer.said == "adopted" and snapshot is not None:
-                self._telemetry.adopted(answer.new)
-            if answer.said == "adopted" or snapshot is None:
+            on_their_way = self.on_their_way.of(session_id)
+            answer = await self._ledger.adopt(session_id, operation, version, session.state, foreign, on_their_way)
+            if answer.said == "adopted":
+                if snapshot is not None:
+                    self._telemetry.adopted(answer.new)
                 return
+            if snapshot is None and not must_compare and not on_their_way:
+                return  # Another gateway has opened it.
         raise LedgerUnavailable(f"Session {session_id} changes too quickly to be compared with the upstream's list.")

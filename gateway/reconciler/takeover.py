@@ -1,7 +1,8 @@
 """Sessions whose steps the ledger missed while Redis was away: taken over from the upstream's list afterwards.
 
 Only sessions without a cap, and steps that need no slot, go on without the ledger. Each is compared as soon as Redis is
-back, and once more when the upstream can no longer apply what it did not answer.
+back, and once more when the upstream can no longer apply what it did not answer. A comparison only adds; what was
+detached meanwhile is put in doubt, so that the reconciler asks the list before its slot comes back.
 """
 
 from __future__ import annotations
@@ -10,53 +11,78 @@ import asyncio
 
 import structlog
 
-from gateway.directory import Directory
 from gateway.errors import GatewayError
-from gateway.ledger.steps import Ledger
+from gateway.ledger.steps import Ledger, Step
 from gateway.reconciler.opening import Opening
 
 PAUSE_SECONDS = 0.5
+AGAIN_SECONDS = 2.0
 MAX_SESSIONS = 100_000
+MAX_DETACHED = 1000
+MAX_AT_ONCE = 8
 
 log = structlog.get_logger(__name__)
 
 
+class _Missed:
+    """When a session is to be compared, and which operations detached what without a record."""
+
+    def __init__(self) -> None:
+        self.due: list[float] = []
+        self.detached: dict[str, str] = {}
+
+
 class Takeovers:
-    def __init__(self, ledger: Ledger, directory: Directory, opening: Opening) -> None:
+    def __init__(self, ledger: Ledger, opening: Opening) -> None:
         self._ledger = ledger
-        self._directory = directory
         self._opening = opening
-        self._waiting: dict[str, list[float]] = {}
+        self._waiting: dict[str, _Missed] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, session_id: str) -> None:
-        """A step of this session was not recorded just now."""
+    def add(self, session_id: str, operation: str = "", detached: str | None = None) -> None:
+        """A step of this session was not recorded just now; `detached` is the product that it may have taken out."""
         if len(self._waiting) >= MAX_SESSIONS and session_id not in self._waiting:
             log.error("takeover_forgotten", session_id=session_id)
             return
+        missed = self._waiting.setdefault(session_id, _Missed())
         now = asyncio.get_running_loop().time()
-        self._waiting[session_id] = [now, now + self._ledger.late_apply_seconds]
+        missed.due = [now, now + self._ledger.late_apply_seconds]
+        if detached is not None and len(missed.detached) < MAX_DETACHED:
+            missed.detached[operation] = detached
 
     async def run(self) -> None:
         """Compare what is due, while Redis is there, until cancelled."""
+        places = asyncio.Semaphore(MAX_AT_ONCE)
+
+        async def one(session_id: str, missed: _Missed) -> None:
+            async with places:
+                await self._take_over(session_id, missed)
+
         while True:
             await asyncio.sleep(PAUSE_SECONDS)
-            now = asyncio.get_running_loop().time()
-            for session_id, due in list(self._waiting.items()):
-                if due[0] <= now and self._ledger.available:
-                    await self._take_over(session_id, due)
+            if self._ledger.available:
+                now = asyncio.get_running_loop().time()
+                due = [(session_id, missed) for session_id, missed in self._waiting.items() if missed.due[0] <= now]
+                await asyncio.gather(*(one(session_id, missed) for session_id, missed in due))
 
-    async def _take_over(self, session_id: str, due: list[float]) -> None:
+    async def _take_over(self, session_id: str, missed: _Missed) -> None:
+        due = missed.due
         try:
-            session = await self._directory.fresh_session(session_id)
-            account = await self._directory.account(session.account_id)
-            await self._opening.open(session_id, account, "takeover")
+            await self._opening.compare(session_id, "takeover")
+            for operation, product_id in list(missed.detached.items()):
+                # Under a name of its own: what is left of the operation itself is still being released.
+                await self._ledger.doubt(session_id, f"{operation}-missed", [Step("g", product_id)])
+                missed.detached.pop(operation, None)
         except GatewayError as error:
             log.warning("takeover_postponed", session_id=session_id, reason=error.reason, error=error.detail)
-            due[0] = asyncio.get_running_loop().time() + 2.0
+            due[0] = asyncio.get_running_loop().time() + AGAIN_SECONDS
+            return
+        except Exception:
+            log.exception("takeover_failed", session_id=session_id)
+            due[0] = asyncio.get_running_loop().time() + AGAIN_SECONDS
             return
         due.pop(0)
-        if not due and self._waiting.get(session_id) is due:
+        if not due and missed.due is due:
             del self._waiting[session_id]
