@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from yarl import URL
 
 from gateway import settings
 from gateway.demo import platform
@@ -124,7 +125,7 @@ class World:
             named["X-Account-Id"] = account
         url = path if path.startswith("http") else self.url + path
         async with self.http.request(
-            method, url, json=body, headers=named, allow_redirects=False, auto_decompress=False
+            method, URL(url, encoded=True), json=body, headers=named, allow_redirects=False, auto_decompress=False
         ) as response:
             raw = await response.read()
             is_json = "json" in response.headers.get("Content-Type", "")
