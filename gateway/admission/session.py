@@ -191,13 +191,14 @@ async def _ask_start(gate: Gate, account: Account, decision: Decision, cap: int 
         asked = await gate.ledger.start(session_id, decision.id, cap)
         if asked.said == "missing":
             await gate.opening.open(session_id, account, decision.id)
-        elif asked.said != "unsettled":
+        elif asked.said == "unsettled":
+            await asyncio.sleep(START_ASK_AGAIN_SECONDS)
+        else:
             return asked
         if loop.time() > until:
             raise SessionUnsettled(
                 f"A replace in session {session_id} has an unknown outcome; the start is safe once it is settled."
             )
-        await asyncio.sleep(START_ASK_AGAIN_SECONDS)
 
 
 async def end(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:

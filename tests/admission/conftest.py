@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
 import redis.asyncio as redis
 
+from gateway.config import Ledger as LedgerConfig
 from gateway.demo import platform as demo
 from gateway.ledger import embedded
-from tests.admission.world import Line, World
+from gateway.ledger.connection import connect
+from gateway.ledger.steps import Ledger
+from gateway.reconciler import takeover
+from tests.admission.world import LATE_SECONDS, Line, World
 
 
 @pytest.fixture(scope="session")
@@ -20,14 +25,19 @@ def redis_server() -> Iterator[embedded.EmbeddedRedis]:
 
 
 @pytest.fixture
-async def bare(redis_server: embedded.EmbeddedRedis) -> AsyncIterator[World]:
+async def bare(redis_server: embedded.EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """The world without a gateway."""
+    monkeypatch.setattr(takeover, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(takeover, "AGAIN_SECONDS", 0.2)
     client = redis.Redis.from_url(redis_server.url)
     await client.flushall()
     http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-    world = World(redis_server.url, await demo.start(), http, client)
+    connection = connect(redis_server.url, 2.0, time.monotonic)
+    ledger = Ledger(connection, LedgerConfig(), LATE_SECONDS)
+    world = World(redis_server.url, await demo.start(), http, client, ledger)
     yield world
     await world.close()
+    await connection.close()
 
 
 @pytest.fixture

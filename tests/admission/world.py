@@ -15,13 +15,14 @@ from gateway import settings
 from gateway.config import Config, Directory, Identity, Ledger, Listen, Upstream
 from gateway.demo import platform as demo
 from gateway.demo.faults import Fault, Mode, Operation
+from gateway.ledger import steps
 from gateway.ledger.steps import Snapshot, bucket_of
 from gateway.policy.model import Session
 from gateway.serve import Gateway
 
 ACCOUNT = "shop-individual"
 LATE_SECONDS = 0.3
-HOLD_SECONDS = 1.5
+HOLD_SECONDS = 0.9
 RESPONSE_SECONDS = 0.5
 
 
@@ -54,10 +55,13 @@ class Said:
 
 @dataclass
 class World:
+    """`redis` and `ledger` look at Redis past the gateways."""
+
     redis_url: str
     platform: demo.Running
     http: aiohttp.ClientSession
     redis: redis.Redis
+    ledger: steps.Ledger
     gateways: list[Gateway] = field(default_factory=list)
 
     async def gateway(self, upstream: str = "", **sections: Any) -> Gateway:
@@ -129,7 +133,7 @@ class World:
         return [entry.product_id or "" for entry in entries if entry.operation == operation]
 
     async def snapshot(self, session: str = "s1") -> Snapshot | None:
-        return await self.gateways[-1].ledger.snapshot(session)
+        return await self.ledger.snapshot(session)
 
     async def used(self, session: str = "s1") -> set[str]:
         """The products whose slots count; that the ledger's count says the same is checked on the way."""
@@ -139,7 +143,7 @@ class World:
         return {slot.product_id for slot in snapshot.slots}
 
     async def pending(self, session: str = "s1") -> list[str]:
-        key = self.gateways[-1].ledger.pending_key(bucket_of(session))
+        key = self.ledger.pending_key(bucket_of(session))
         return [name.decode() for name in await self.redis.zrange(key, 0, -1)]
 
     async def settled(self, session: str = "s1") -> None:
