@@ -30,6 +30,7 @@ ROUND_SECONDS = 5.0
 BUCKETS_A_TICK = 16
 MAX_AT_ONCE = 32
 LEASE_SECONDS = 5.0
+AWAY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_PAUSE_UNKNOWN_SECONDS = 3600.0
 """Where the upstream does not know the session any more: it may be gone for good, and asking does not bring it back."""
@@ -51,14 +52,13 @@ class Reconciler:
         telemetry: Telemetry,
         *,
         lease_seconds: float = LEASE_SECONDS,
-        max_at_once: int = MAX_AT_ONCE,
     ) -> None:
         self._ledger = ledger
         self._directory = directory
         self._list_products = list_products
         self._telemetry = telemetry
         self._lease_seconds = lease_seconds
-        self._max_at_once = max_at_once
+        self._max_at_once = MAX_AT_ONCE
         self._settling = Tasks("reconciler")
         self._expected: list[tuple[float, int]] = []
         self._failures: dict[str, int] = {}
@@ -83,15 +83,16 @@ class Reconciler:
             free = self._max_at_once - len(self._settling)
             turn = range(position, min(position + BUCKETS_A_TICK, position + free, BUCKETS))
             buckets = set(turn) | self._due(began, free)
-            try:
-                found = await asyncio.gather(*(self._claim(bucket, max(1, free // len(buckets))) for bucket in buckets))
-                self._count_round(position, sum(pending for pending, _ in found))
-                position = turn.stop % BUCKETS
-            except LedgerUnavailable:
-                await asyncio.sleep(LEASE_SECONDS / 5)
-            except Exception:
-                log.exception("reconciler_failed")
-                await asyncio.sleep(LEASE_SECONDS / 5)
+            limit = max(1, free // len(buckets))
+            found = await asyncio.gather(*(self._claim(bucket, limit) for bucket in buckets), return_exceptions=True)
+            if any(isinstance(one, LedgerUnavailable) for one in found):
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
+            for one in found:
+                if isinstance(one, BaseException):
+                    log.error("reconciler_failed", exc_info=one)
+            self._count_round(position, sum(one[0] for one in found if not isinstance(one, BaseException)))
+            position = turn.stop % BUCKETS
             await asyncio.sleep(max(0.0, ROUND_SECONDS * len(turn) / BUCKETS - (loop.time() - began)))
 
     def _due(self, now: float, limit: int) -> set[int]:

@@ -8,13 +8,14 @@ import aiohttp
 import pytest
 import redis.asyncio as redis
 
+from gateway.admission import settle
 from gateway.config import Ledger as LedgerConfig
 from gateway.demo import platform as demo
 from gateway.ledger import embedded
 from gateway.ledger.connection import connect
 from gateway.ledger.steps import Ledger
-from gateway.reconciler import takeover
-from tests.admission.world import LATE_SECONDS, Line, World
+from gateway.reconciler import doubt, takeover
+from tests.admission.world import HOLD_SECONDS, LATE_SECONDS, Line, World
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +30,15 @@ async def bare(redis_server: embedded.EmbeddedRedis, monkeypatch: pytest.MonkeyP
     """The world without a gateway."""
     monkeypatch.setattr(takeover, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(takeover, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(settle, "LOOK_SECONDS", 0.22)
+    monkeypatch.setattr(doubt, "ROUND_SECONDS", 1.0)
+    monkeypatch.setattr(doubt, "BUCKETS_A_TICK", 64)
+    monkeypatch.setattr(doubt, "MAX_AT_ONCE", 64)
     client = redis.Redis.from_url(redis_server.url)
     await client.flushall()
     http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
     connection = connect(redis_server.url, 2.0, time.monotonic)
-    ledger = Ledger(connection, LedgerConfig(), LATE_SECONDS)
+    ledger = Ledger(connection, LedgerConfig(hold_seconds=HOLD_SECONDS), LATE_SECONDS)
     world = World(redis_server.url, await demo.start(), http, client, ledger)
     yield world
     await world.close()

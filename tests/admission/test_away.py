@@ -90,7 +90,7 @@ async def test_what_went_on_without_a_count_is_counted_afterwards(world: World, 
     await world.attach("ally-1", session="pure", account=PURE)
     await line.down()
     await world.attach("ally-2", session="pure", account=PURE)
-    world.fault("drop_then_apply_late", delay_ms=200)
+    world.fault("drop_then_apply_late", delay_ms=120)
     assert (await world.attach("ally-3", session="pure", account=PURE)).status == 502
     world.no_faults()
     await line.up()

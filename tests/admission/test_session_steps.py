@@ -174,7 +174,7 @@ async def test_own_for_foreign_gives_the_place_back(world: World) -> None:
 
 async def test_a_start_waits_for_a_place_that_is_lent(world: World) -> None:
     await fill(world, "ally-1", "ally-2", "ally-3")
-    world.fault("slow", "replace", delay_ms=200)
+    world.fault("slow", "replace", delay_ms=120)
     replacing = asyncio.ensure_future(world.replace("ally-1", "ally-4"))
     await until(lambda: "ally-4" in world.listed())
     assert (await world.start()).status == 200

@@ -21,9 +21,9 @@ from gateway.policy.model import Session
 from gateway.serve import Gateway
 
 ACCOUNT = "shop-individual"
-LATE_SECONDS = 0.3
-HOLD_SECONDS = 0.9
-RESPONSE_SECONDS = 0.5
+LATE_SECONDS = 0.2
+HOLD_SECONDS = 0.7
+RESPONSE_SECONDS = 0.4
 
 
 async def until(true: Callable[[], Awaitable[bool] | bool], seconds: float = 10.0) -> None:
@@ -69,7 +69,7 @@ class World:
         found = {
             "upstream": Upstream(
                 upstream or self.platform.url,
-                connect_timeout_seconds=0.5,
+                connect_timeout_seconds=0.2,
                 response_timeout_seconds=RESPONSE_SECONDS,
                 late_apply_seconds=LATE_SECONDS,
             ),

@@ -18,7 +18,7 @@ async def on_its_way(world: World, *products: str, count: int = 1) -> asyncio.Ta
 
 
 async def test_what_is_being_forwarded_counts_in_the_new_ledger(world: World) -> None:
-    world.fault("slow", delay_ms=250)
+    world.fault("slow", delay_ms=120)
     first = await on_its_way(world, "ally-1")
     world.platform.platform.store._rooms["s1"].products.clear()  # the list does not show it yet
     await world.redis.flushall()
@@ -41,7 +41,7 @@ async def test_a_commit_that_finds_no_session_opens_it(world: World) -> None:
 
 
 async def test_a_doubt_that_finds_no_session_opens_it_and_keeps_the_slot(world: World) -> None:
-    world.fault("drop_then_apply_late", delay_ms=200)
+    world.fault("drop_then_apply_late", delay_ms=120)
     await world.attach("ally-1")
     await world.redis.flushall()
     world.no_faults()
@@ -66,7 +66,7 @@ async def test_what_was_in_doubt_and_was_not_applied_gives_its_place_back(world:
 async def test_a_replace_in_doubt(world: World, applied: bool) -> None:
     for n in (1, 2, 3):
         assert (await world.attach(f"ally-{n}")).status == 200
-    world.fault("drop_then_apply_late" if applied else "timeout", "replace", delay_ms=150)
+    world.fault("drop_then_apply_late" if applied else "timeout", "replace", delay_ms=120)
     assert (await world.replace("ally-1", "ally-4")).status in (502, 504)
     await world.redis.flushall()
     world.no_faults()
@@ -79,7 +79,7 @@ async def test_a_replace_in_doubt(world: World, applied: bool) -> None:
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_detach_whose_product_may_have_come_back(world: World, again: bool) -> None:
     await world.attach("ally-1")
-    world.fault("slow", "detach", delay_ms=150)
+    world.fault("slow", "detach", delay_ms=120)
     detaching = asyncio.ensure_future(world.detach("ally-1"))
     await until(lambda: not world.listed())
     if again:
