@@ -1,4 +1,4 @@
-"""Opening and comparing sessions: only what nothing has changed meanwhile is believed; a takeover goes on until it can."""
+"""Opening and comparing sessions: only what nothing has changed meanwhile is believed. Takeovers go on until they can."""
 
 from __future__ import annotations
 
