@@ -20,6 +20,7 @@ from gateway.ledger.steps import Ledger, bucket_of
 from gateway.tasks import Tasks
 
 POLL_SECONDS = 0.05
+AWAY_SECONDS = 1.0
 PAGE = 500
 MAX_QUEUE = 256
 
@@ -79,9 +80,10 @@ class Journal:
         self._tasks = Tasks("journal")
 
     async def check(self, session_id: str, after: str) -> None:
-        """Raises `Gap` where events right after an id may be gone."""
+        """Raises `Gap` where events right after an id may be gone: trimmed, or lost with the whole stream."""
         oldest, newest = await self._ledger.event_bounds(bucket_of(session_id))
-        if after != "0-0" and order(after) < order(oldest):
+        trimmed = after != "0-0" and order(after) < order(oldest)
+        if trimmed or order(after) > order(newest):
             raise Gap(newest)
 
     async def newest(self, session_id: str) -> str:
@@ -133,7 +135,9 @@ class Journal:
         bucket.followers.setdefault(session_id, set()).add(follower)
 
     def _leave(self, number: int, session_id: str, follower: _Follower) -> None:
-        bucket = self._buckets[number]
+        bucket = self._buckets.get(number)
+        if bucket is None or follower not in bucket.followers.get(session_id, ()):
+            return  # Closed meanwhile.
         bucket.followers[session_id].discard(follower)
         if not bucket.followers[session_id]:
             del bucket.followers[session_id]
@@ -161,7 +165,10 @@ class Journal:
                     continue
             except LedgerUnavailable as error:
                 log.warning("journal_unavailable", bucket=number, error=error.detail)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(AWAY_SECONDS)
+            except Exception:
+                log.exception("journal_failed", bucket=number)
+                await asyncio.sleep(AWAY_SECONDS)
             await asyncio.sleep(POLL_SECONDS)
 
     async def close(self) -> None:

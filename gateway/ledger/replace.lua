@@ -52,7 +52,8 @@ if refused then
 end
 
 local version
-if given and not live then
+local gives = given and (not live or given.flag == 'h')
+if gives then
   write_record(0, 'g', given.generation, old)
 end
 if foreign then
@@ -64,7 +65,7 @@ if foreign then
     lend(old, new)
   end
 end
-if foreign or (given and not live) then
+if foreign or gives then
   due(foreign and 2 or 1, hold)
 end
 keep()

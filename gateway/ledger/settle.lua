@@ -24,6 +24,20 @@ if not field('s') then
   return {'settled', 0, 0, 0}
 end
 
+-- Whether another operation may have taken the product away: then a list without it does not say that it never was there.
+local function given_elsewhere(product)
+  local fields = redis.call('HGETALL', SESSION)
+  for i = 1, #fields, 2 do
+    if string.sub(fields[i], 1, 1) == 'h' and string.find(fields[i], 'h' .. operation .. '.', 1, true) ~= 1 then
+      local kind, other = string.match(fields[i + 1], '^(%a)%d*:(.*)$')
+      if (kind == 'g' or kind == 'G') and other == product then
+        return true
+      end
+    end
+  end
+  return false
+end
+
 local asked, open = {}, 0
 for i = 8, #ARGV, 3 do
   local n, listed = tonumber(ARGV[i]), ARGV[i + 2] == '1'
@@ -56,6 +70,11 @@ for _, ask in ipairs(asked) do
     stale = stale + 1
   else
     local generation = slot and slot.generation
+    if slot and slot.flag == 'h' and not ask.listed and is_live()
+      and (record.kind == 'g' or given_elsewhere(record.product)) then
+      slot.flag = 'r'
+      write_slot(record.product, slot)
+    end
     if record.kind == 't' then
       drop_hold(record.product, ask.listed, version)
     end

@@ -48,8 +48,9 @@
 --     start, unchanged                              h[n] if held
 --   detached, changed  none         look            look            look
 --   listed             a[0]         a[n-1]          a               a
---   not listed         none         as release      r live, else    r live, else
---                                                   as detached     given back
+--   not listed         none         as release;     r live, else    r live, else
+--                                   r live, if      as detached     given back
+--                                   also detached
 
 local SESSION, PENDING, EVENTS = KEYS[1], KEYS[2], KEYS[3]
 local session_id, operation = ARGV[1], ARGV[2]
