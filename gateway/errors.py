@@ -54,12 +54,24 @@ class AddressMalformed(ClientError):
     status, reason = 400, "address_malformed"
 
 
+class MethodRefused(AddressMalformed):
+    """CONNECT and its like: what follows is no HTTP to one reader, and a body or a request to another."""
+
+    closes = True
+
+
 class HeadersMalformed(ClientError):
     status, reason, closes = 400, "headers_malformed", True
 
 
 class BodyMalformed(ClientError):
     status, reason = 400, "body_malformed"
+
+
+class BodyIncomplete(BodyMalformed):
+    """The body did not come whole, so where the next request begins is not known."""
+
+    closes = True
 
 
 class IdentityMissing(ClientError):

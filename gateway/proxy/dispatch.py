@@ -107,7 +107,7 @@ class Dispatcher:
         address = read_target(request.raw_path, method=request.method)
         if address.canonical.startswith(rules.config.listen.client_prefix):
             return await self._own(request, headers, address, decision)
-        match = rules.matcher.match(request.method, address)
+        match = rules.matcher.match(request.method, address, has_body=headers.has_body)
         if match is None:
             return await self._pass(request, headers, address)
         route = match.route

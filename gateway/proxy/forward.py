@@ -24,7 +24,7 @@ from yarl import URL
 
 from gateway import config
 from gateway.errors import (
-    BodyMalformed,
+    BodyIncomplete,
     GatewayError,
     HeadersMalformed,
     Overloaded,
@@ -32,6 +32,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.proxy.answer import PATIENT, Answer, Patience
+from gateway.proxy.incoming import ask_for_body
 from gateway.proxy.watch import Cut, Interrupted, Watch
 
 log = structlog.get_logger(__name__)
@@ -40,7 +41,6 @@ _PIECE_BYTES = 64 * 1024
 _ANSWER_FIELD_BYTES = 32 * 1024
 _ANSWER_FIELDS = 256
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Fields = Sequence[tuple[bytes, bytes]]
 
@@ -135,7 +135,7 @@ async def forward(
 
 def _explained(cut: Cut, patience: Patience) -> GatewayError:
     if cut is Cut.client_slow:
-        return BodyMalformed(f"Nothing of the body came for {patience.body_seconds:g} s: send it without pauses.")
+        return BodyIncomplete(f"Nothing of the body came for {patience.body_seconds:g} s: send it without pauses.")
     return UpstreamTimeout(f"The upstream took nothing of the body for {patience.stall_seconds:g} s.")
 
 
@@ -184,7 +184,7 @@ async def _once(request: ClientRequest, handler: ClientHandlerType) -> ClientRes
 def _client_failed(error: Exception) -> Exception:
     if isinstance(error, ConnectionError):
         return Interrupted(Cut.client_gone)
-    return BodyMalformed("The body is not framed as its header fields say: see RFC 9112 section 7.")
+    return BodyIncomplete("The body is not framed as its header fields say: see RFC 9112 section 7.")
 
 
 def _upstream_failed(error: Exception) -> GatewayError:
@@ -270,7 +270,8 @@ class Upload:
         try:
             if self._awaited:
                 self._awaited = False
-                await self._ask_for_body()
+                if not self.answered:
+                    await ask_for_body(self._request)
             self._allow(Cut.client_slow, self._patience.body_seconds)
             piece = await self._request.content.readany()
         except Exception as error:
@@ -281,13 +282,6 @@ class Upload:
             raise StopAsyncIteration
         self._allow(Cut.upstream_slow, self._patience.stall_seconds)
         return piece
-
-    async def _ask_for_body(self) -> None:
-        writer = self._request.writer
-        if not self.answered:
-            await writer.write(_CONTINUE)
-            # aiohttp takes a writer that has written for an answer that has begun.
-            writer.output_size = 0
 
     def _allow(self, blame: Cut, seconds: float | None) -> None:
         """Once the answer has begun, its own limits hold."""

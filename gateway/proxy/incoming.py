@@ -10,13 +10,16 @@ from aiohttp import web
 
 from gateway.admission.decision import Header
 from gateway.config import Listen
-from gateway.errors import BodyMalformed, BodyTooLarge, LengthRequired
+from gateway.errors import BodyIncomplete, BodyTooLarge, LengthRequired
 from gateway.reading.address import Address
 from gateway.reading.headers import Headers, forwarding
 from gateway.reading.routes import Match
 
 UNKNOWN_PEER = "?"
 """Trusted by no network: whoever has reset its connection is not believed."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""What a client waits for that has sent `Expect: 100-continue` (RFC 9110 section 10.1.1)."""
 
 _WITH_BODY = frozenset(("create", "attach", "replace"))
 
@@ -50,21 +53,30 @@ class AiohttpIncoming:
         size = 0
         try:
             async with asyncio.timeout(self._listen.body_timeout_seconds):
+                if headers.expects_continue and not content.total_bytes:
+                    await ask_for_body(self._request)
                 while chunk := await content.readany():
                     size += len(chunk)
                     if size > limit:
                         raise BodyTooLarge(f"The body has more than {limit} bytes.")
                     chunks.append(chunk)
         except TimeoutError:
-            raise BodyMalformed(
+            raise BodyIncomplete(
                 f"The body did not arrive whole within {self._listen.body_timeout_seconds} s."
             ) from None
         except (web.RequestPayloadError, ConnectionError) as error:
-            raise BodyMalformed(f"The body broke off: {type(error).__name__}.") from None
+            raise BodyIncomplete(f"The body broke off: {type(error).__name__}.") from None
         return b"".join(chunks)
 
     def forwarded_headers(self) -> list[Header]:
         return self.headers.forward + forwarding(self.peer_ip, self._request.scheme, self.headers)
+
+
+async def ask_for_body(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to send its body."""
+    await request.writer.write(CONTINUE)
+    # aiohttp takes a writer that has written for an answer that has begun.
+    request.writer.output_size = 0
 
 
 def peer_ip(request: web.BaseRequest) -> str:

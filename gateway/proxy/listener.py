@@ -1,7 +1,8 @@
 """The public listener: aiohttp's low-level server, with a time limit on headers, a limit on connections, and its own
 errors as problem documents.
 
-aiohttp parses; what it refuses is answered here, in the gateway's words, and the connection is closed.
+aiohttp parses; what it refuses is answered here, in the gateway's words, and the connection is closed. What its parser
+(3.14) leaves open about where one request ends and the next begins is closed here too: see `_end_where_unclear`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from gateway import refusals
@@ -24,6 +26,8 @@ from gateway.proxy.incoming import UNKNOWN_PEER, address_of
 from gateway.tasks import Tasks
 
 MAX_HELD_BYTES = 65_536
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+_VERSIONS = (HttpVersion11, HttpVersion10)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -42,7 +46,10 @@ def problem_response(error: GatewayError, language: refusals.Language, decision_
 class Connection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_answered", "_busy", "_clean", "_given", "_header_timer", "_held", "_listener", "_peer_ip", "_scheme")
+    __slots__ = (
+        *("_answered", "_busy", "_chunked", "_clean", "_given", "_header_timer", "_held", "_listener", "_peer_ip"),
+        *("_scheme", "_seen_last"),
+    )
 
     def __init__(self, manager: Listener, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -52,6 +59,8 @@ class Connection(RequestHandler):
         self._clean = True
         self._busy = False
         self._held = b""
+        self._chunked: StreamReader | None = None
+        self._seen_last = b""
         self._peer_ip = UNKNOWN_PEER
         self._scheme = "http"
 
@@ -81,6 +90,7 @@ class Connection(RequestHandler):
                 return
         before = len(self._messages)
         super().data_received(data)
+        self._end_where_unclear(before, data)
         self._given += len(self._messages) - before
         self._clean = self._clean and self._is_one_whole(data, before)
         if self._messages or self._request_in_progress:
@@ -88,11 +98,57 @@ class Connection(RequestHandler):
         elif self._header_timer is None and self._waiter is not None:
             self._await_headers()
 
-    async def _handle_request(self, *arguments: Any) -> tuple[web.StreamResponse, bool]:
+    async def _handle_request(
+        self, request: web.BaseRequest, start_time: float | None, request_handler: Handler
+    ) -> tuple[web.StreamResponse, bool]:
+        async def in_our_version(request: web.BaseRequest) -> web.StreamResponse:
+            answer = await request_handler(request)
+            _answer_in_our_version(request)
+            return answer
+
+        handler = request_handler if request.version in _VERSIONS else in_our_version
         try:
-            return await super()._handle_request(*arguments)
+            return await super()._handle_request(request, start_time, handler)
         finally:
             self._answered += 1
+            if "Upgrade" in request.headers:
+                # It was declined, and aiohttp has read on by itself.
+                self._end_where_unclear(0, b"")
+
+    def _end_where_unclear(self, first: int, data: bytes) -> None:
+        """Let no request be read behind one that aiohttp does not end cleanly. `first`: the first message that these
+        bytes brought.
+
+        Behind an upgrade to what it does not speak, aiohttp drops the rest of what came with it. Behind CONNECT, what
+        is a body to a proxy in front is a request to aiohttp. And it keeps the last trailer of a chunked body for a
+        field of the next request, which may be somebody else's where a proxy shares connections.
+        """
+        if self._chunked is not None:
+            self._seen_last = (self._seen_last + data)[-len(_LAST_CHUNK) :]
+            if self._chunked.is_eof():
+                if self._seen_last != _LAST_CHUNK or len(self._messages) > first:
+                    self._keep_only(first)
+                    self._close = True
+                self._chunked = None
+        for place in range(first, len(self._messages)):
+            message, payload = self._messages[place]
+            if not isinstance(message, RawRequestMessage):
+                continue
+            is_last = place == len(self._messages) - 1
+            if message.chunked and not payload.is_eof():
+                self._chunked, self._seen_last = payload, data[-len(_LAST_CHUNK) :]
+            elif (
+                (message.chunked and not (is_last and data.endswith(_LAST_CHUNK)))
+                or message.method == "CONNECT"
+                or (message.upgrade and not self._upgraded)
+            ):
+                self._messages[place] = (message._replace(should_close=True), payload)
+                self._keep_only(place + 1)
+                return
+
+    def _keep_only(self, count: int) -> None:
+        while len(self._messages) > count:
+            self._messages.pop()
 
     def _is_idle(self) -> bool:
         """aiohttp has answered all that it was given, and nobody waits to write."""
@@ -183,7 +239,13 @@ class Connection(RequestHandler):
         self._listener.refused(error)
         response = problem_response(error, refusals.DEFAULT_LANGUAGE, next_decision_id())
         response.force_close()
+        _answer_in_our_version(request)
         return response
+
+
+def _answer_in_our_version(request: web.BaseRequest) -> None:
+    """An answer speaks its server's version (RFC 9110 section 2.5); aiohttp would repeat the request's."""
+    request._cache["version"] = HttpVersion11
 
 
 class Listener(web.Server):

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from gateway.config import Config, Route
+from gateway.errors import AddressMalformed
 from gateway.reading.address import Address
 from gateway.reading.headers import HeaderReader
 from gateway.reading.routes import Matcher
+from gateway.reading.spelling import fold_segment
 
 
 class Rules(Struct, frozen=True):
@@ -20,12 +22,16 @@ class Rules(Struct, frozen=True):
 
     def owner_in(self, address: Address) -> str | None:
         """The account that a path lies under, where it lies under one: `/accounts/{account_id}/…` serves only that
-        account."""
+        account. Raises `AddressMalformed` for a path that only nearly does, since an upstream may not see the
+        difference."""
         segments = address.segments
         for area in self.account_areas:
             length = len(area)
-            if len(segments) > length + 1 and segments[:length] == area and segments[length + 1]:
-                return segments[length]
+            if len(segments) > length + 1 and segments[length + 1]:
+                if segments[:length] == area:
+                    return segments[length]
+                if tuple(map(fold_segment, segments[:length])) == tuple(map(fold_segment, area)):
+                    raise AddressMalformed("The path is nearly that of an account's own: spell it exactly.")
         return None
 
 

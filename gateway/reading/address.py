@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
-from gateway.errors import AddressMalformed
+from gateway.errors import AddressMalformed, MethodRefused
 
 MAX_TARGET_CHARS = 16_384
 
@@ -33,6 +33,8 @@ _RAW_DOUBT = re.compile(r"[^!-~]|[#\\;]")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPED_DOUBT = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff]|2[Ff]|5[Cc]|3[BbFf]|23)")
 _ESCAPE_AFTER_DECODING = re.compile(r"%(?:[0-9A-Fa-f]{2}|[Uu][0-9A-Fa-f]{4})")
+_COOKIELESS = re.compile(r"\([A-Za-z]\(.*\)\)")
+"""`(S(...))`, which ASP.NET takes for a session and cuts out of the path (CVE-2023-36899)."""
 _ORDINARY_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"))
 _REFUSED_METHODS = frozenset(("CONNECT", "TRACE", "TRACK"))
 
@@ -67,7 +69,7 @@ def read_target(raw_target: str, *, method: str) -> Address:
     (CONNECT) or echo a request (TRACE), and everything ambiguous.
     """
     if method not in _ORDINARY_METHODS and (not _TOKEN.fullmatch(method) or method.upper() in _REFUSED_METHODS):
-        raise AddressMalformed("The method is not one that this gateway forwards: use an ordinary HTTP method.")
+        raise MethodRefused("The method is not one that this gateway forwards: use an ordinary HTTP method.")
     if len(raw_target) > MAX_TARGET_CHARS:
         raise AddressMalformed(f"The address is longer than {MAX_TARGET_CHARS} characters: shorten it.")
     path, mark, query = raw_target.partition("?")
@@ -118,6 +120,8 @@ def _segment(raw: str, index: int, is_last: bool) -> str:
         raise AddressMalformed(f"The path holds a dot segment ({where}): write the path without it.")
     if _ESCAPE_AFTER_DECODING.search(text):
         raise AddressMalformed(f"The path is percent-encoded twice in {where}: encode it once.")
+    if text[0] == "(" and _COOKIELESS.search(text):
+        raise AddressMalformed(f"The path holds a session in parentheses in {where}: some servers cut it out.")
     if not text.isascii():
         _check_wide(text, where)
     return text

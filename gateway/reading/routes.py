@@ -4,7 +4,8 @@ unjudged.
 A request is one of these, in this order:
 
     its path is a route's, and so is its method         matched, once its ids are ids
-    its path is a route's, its method reads (GET, ...)  passes through (a session's own list, for instance)
+    its path is a route's, its method reads (GET, ...)  passes through (a session's own list, for instance),
+                                                        but with a body: 400
     its path is a route's, its method any other         405; 400 where only the method's case differs
     its path is nearly a route's, whatever the method   400 (case, trailing slash, look-alikes, `.json`)
     everything else                                     passes through
@@ -24,10 +25,10 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from gateway.config import Limits, Route
-from gateway.errors import AddressMalformed, ConfigurationError, MethodNotAllowed, Mistake
+from gateway.errors import AddressMalformed, BodyMalformed, ConfigurationError, MethodNotAllowed, Mistake
 from gateway.reading.address import Address
 from gateway.reading.pointers import tokens
-from gateway.reading.spelling import MAX_NAME_CHARS, IdCheck, fold, id_check
+from gateway.reading.spelling import MAX_NAME_CHARS, IdCheck, fold, fold_segment, id_check
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -51,15 +52,16 @@ class Match(msgspec.Struct, frozen=True):
 
 
 class _Compiled:
-    """One route: where its ids stand in the path, and which query parameters would contradict it."""
+    """One route: where its ids stand in the path, and which query parameters would contradict it. `ids_elsewhere` are
+    the ids that any route's path names: who asks, or for what, is not said in a query either."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, ids_elsewhere: frozenset[str]) -> None:
         self.route = route
         parts = route.path.split("/")[1:]
         self.template: Template = tuple(None if _PLACEHOLDER.fullmatch(part) else part for part in parts)
         self.ids = tuple((part[1:-1], i) for i, part in enumerate(parts) if self.template[i] is None)
         said = (
-            *(name for name, _ in self.ids),
+            *ids_elsewhere,
             *route.extra_members,
             *(tokens(p)[0] for p in route.product_ids),
         )
@@ -79,7 +81,8 @@ class Matcher:
     """The routes of one configuration. Raises ConfigurationError where two routes claim one request."""
 
     def __init__(self, routes: Sequence[Route], limits: Limits, *, file: str = "gateway.toml") -> None:
-        compiled = [_Compiled(route) for route in routes]
+        ids = frozenset(name for route in routes for name in _PLACEHOLDER.findall(route.path))
+        compiled = [_Compiled(route, ids) for route in routes]
         mistakes = [Mistake(file, f"routes[{index}].path", problem) for index, problem in _problems(compiled)]
         if mistakes:
             raise ConfigurationError(mistakes)
@@ -87,10 +90,11 @@ class Matcher:
         self._exact = _shapes((one.template, one) for one in compiled)
         self._near = _shapes((_bare(_folded(one.template)), one) for one in compiled)
 
-    def match(self, method: str, address: Address) -> Match | None:
+    def match(self, method: str, address: Address, *, has_body: bool = False) -> Match | None:
         """The route that a request is for, None where it is for none and may pass.
 
-        Raises AddressMalformed or MethodNotAllowed for what may neither be judged as a route nor passed on.
+        Raises AddressMalformed, MethodNotAllowed or BodyMalformed for what may neither be judged as a route nor
+        passed on.
         """
         segments = address.segments
         found: list[dict[str, _Compiled]] = []
@@ -103,7 +107,7 @@ class Matcher:
                 return self._matched(compiled, address)
             found.append(methods)
         if found:
-            _refuse_unless_reading(method, {name for methods in found for name in methods}, address)
+            _refuse_unless_reading(method, {name for methods in found for name in methods}, address, has_body)
         else:
             self._refuse_near_miss(segments)
         return None
@@ -140,8 +144,11 @@ class Matcher:
                 )
 
 
-def _refuse_unless_reading(method: str, allowed: set[str], address: Address) -> None:
+def _refuse_unless_reading(method: str, allowed: set[str], address: Address, has_body: bool) -> None:
+    """A read with a body is none to an upstream that looks for a method, or for products, in it."""
     if method in _READS:
+        if has_body:
+            raise BodyMalformed("The request has a body, and reading takes none: send it without.")
         if address.query_raw:
             _refuse_parameters(address.query_raw, _OVERRIDES)
         return
@@ -193,7 +200,7 @@ def _bare(template: Template) -> Template:
 
 
 def _folded(template: Template) -> Template:
-    return tuple(None if part is None else fold(part) for part in template)
+    return tuple(None if part is None else fold_segment(part) for part in template)
 
 
 def _problems(compiled: list[_Compiled]) -> Iterable[tuple[int, str]]:

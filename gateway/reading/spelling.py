@@ -3,8 +3,8 @@ error.
 
 A name that is nearly one of ours is never taken for ours and never passed on either, since an upstream may
 compare more leniently than we do. `fold` is therefore wider than any one upstream's comparison: case,
-compatibility forms (full-width letters, the Kelvin sign), accents, invisible characters, and spaces or dots
-at the ends.
+compatibility forms (full-width letters, the Kelvin sign), accents, invisible and control characters, and
+spaces or dots at the ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MAX_NAME_CHARS = 64
 """The longest member name or path literal that a route may be configured with."""
 
 _MAX_SHOWN_CHARS = 64
+_CONTROLS = dict.fromkeys((*range(0x20), 0x7F))
 
 IdCheck = Callable[[str], "re.Match[str] | None"]
 
@@ -35,13 +36,18 @@ def id_check(pattern: str) -> IdCheck:
 def fold(text: str) -> str:
     """The form in which two spellings of one name are equal."""
     if text.isascii():
-        return text.lower().strip(" .\t")
+        return (text if text.isprintable() else text.translate(_CONTROLS)).lower().strip(" .")
     if len(text) > _MAX_FOLDED_CHARS:
         return text
     # Upper before lower: some letters (dotless i, long s) meet their ASCII relative only on one way.
     wide = unicodedata.normalize("NFKD", text).upper()
     plain = unicodedata.normalize("NFKD", wide.casefold())
-    return "".join(c for c in plain if unicodedata.category(c)[0] not in "MC").strip(" .\t")
+    return "".join(c for c in plain if unicodedata.category(c)[0] not in "MC").strip(" .")
+
+
+def fold_segment(text: str) -> str:
+    """`fold` for a part of a path, where some servers take a plus for a space."""
+    return fold(text.replace("+", " ") if "+" in text else text)
 
 
 def shown(text: str) -> str:
