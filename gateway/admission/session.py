@@ -252,7 +252,7 @@ async def _forward_and_settle(
         gate.settlements.begin(session_id, decision.id, steps)
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)
-        outcome = of_status(incoming.match.route.operation, answer.status)
+        outcome = of_status(incoming.match.route.operation, answer.status, slot_may_return=look)
     except GatewayError as error:
         failed, outcome = error, of_error(error)
     finally:
