@@ -1,4 +1,6 @@
-"""Opening and comparing sessions: only what nothing has changed meanwhile is believed. Takeovers go on until they can."""
+"""Opening and comparing sessions: only what nothing has changed meanwhile is believed.
+
+Takeovers go on until they can."""
 
 from __future__ import annotations
 
