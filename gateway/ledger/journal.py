@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import structlog
 from msgspec import Struct
@@ -89,7 +89,7 @@ class Journal:
     async def newest(self, session_id: str) -> str:
         return (await self._ledger.event_bounds(bucket_of(session_id)))[1]
 
-    async def follow(self, session_id: str, after: str, heartbeat_seconds: float) -> AsyncIterator[Event | None]:
+    async def follow(self, session_id: str, after: str, heartbeat_seconds: float) -> AsyncGenerator[Event | None, None]:
         """Events of a session after an id, for ever; None when nothing came for so long."""
         number = bucket_of(session_id)
         follower = _Follower()

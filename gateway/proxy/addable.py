@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gateway import fetch
 from gateway.admission.decision import Decision, Header, Incoming, Reply
 from gateway.admission.facts import caller, check_path_account
 from gateway.admission.forwarding import forward, upstream_reply
@@ -45,12 +46,12 @@ async def addable(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
 def _filtered(answer: UpstreamAnswer, account: Account) -> UpstreamAnswer:
     if answer.status != 200:
         raise UpstreamUnreachable(f"The upstream answered the list of addable products with {answer.status}.")
-    try:
-        document = _decoder.decode(answer.body)
-        products = document["products"]
-        document["products"] = [row for row in products if _is_own(row, account)]
-    except (msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError):
-        raise UpstreamUnreachable("The upstream's list of addable products can't be read.") from None
+    codings = [value for name, value in answer.headers if name.lower() == b"content-encoding"]
+    document = fetch.decode(_decoder, answer.body)
+    products = None if isinstance(document, fetch.Failure) else document.get("products")
+    if isinstance(document, fetch.Failure) or not isinstance(products, list) or codings not in ([], [b"identity"]):
+        raise UpstreamUnreachable("The upstream's list of addable products can't be read.")
+    document["products"] = [row for row in products if _is_own(row, account)]
     headers = _truthful(answer.headers)
     return UpstreamAnswer(answer.status, answer.phrase, headers, msgspec.json.encode(document))
 

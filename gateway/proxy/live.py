@@ -1,13 +1,15 @@
 """What a live-room client may see of its own session: the count and its slots, and each ledger step as it happens.
 
 `GET <prefix>sessions/{id}` and `GET <prefix>sessions/{id}/events` (SSE, resumed by `Last-Event-ID`). A client
-that reads slowly holds up nobody: its writes wait for it, and the journal catches up from where it stood.
+that reads slowly holds up nobody: its writes wait for it, and the journal catches up from where it stood. One that
+takes nothing at all for `STALL_SECONDS` is let go.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ from gateway.policy.model import Account, Session, SessionState, Surface
 from gateway.reading.spelling import id_check
 
 HEARTBEAT_SECONDS = 15.0
+STALL_SECONDS = 60.0
 RETRY_MS = 1000
 
 _EVENT_ID = re.compile(r"\d{1,15}(-\d{1,10})?")
@@ -118,18 +121,30 @@ class LiveView:
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
-        await response.write(b"retry: %d\n\n" % RETRY_MS)
-        if gap:
-            await response.write(_GAP % after.encode())
+        # Where it stands now, so that who breaks off before the first event misses none either.
+        first = _GAP if gap else b"id: %s\n\n"
         try:
-            async for event in self._journal.follow(session_id, after, HEARTBEAT_SECONDS):
-                await response.write(b": heartbeat\n\n" if event is None else encode_event(event))
-        except LedgerUnavailable:
-            # The client comes back with the last id it saw.
-            await response.write(b": the ledger is away\n\n")
+            await _write(response, b"retry: %d\n" % RETRY_MS + first % after.encode())
+            try:
+                async with aclosing(self._journal.follow(session_id, after, HEARTBEAT_SECONDS)) as events:
+                    async for event in events:
+                        await _write(response, b": heartbeat\n\n" if event is None else encode_event(event))
+            except LedgerUnavailable:
+                # The client comes back with the last id it saw.
+                await _write(response, b": the ledger is away\n\n")
+        except TimeoutError:
+            self._gate.telemetry.error("client_slow")
+            if request.transport is not None:
+                request.transport.abort()
         except (ConnectionError, asyncio.CancelledError):
             pass
         return response
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    """Raises `TimeoutError` where the client takes nothing for `STALL_SECONDS`."""
+    async with asyncio.timeout(STALL_SECONDS):
+        await response.write(data)
 
 
 _GAP = b'id: %s\nevent: gap\ndata: {"detail":"Events were lost: read the session anew."}\n\n'
