@@ -37,7 +37,7 @@ class GatewayError(Exception):
 
     status: ClassVar[int]
     reason: ClassVar[str]
-    retry_after_seconds: ClassVar[int | None] = None
+    retry_after_seconds: int | None = None
     closes: ClassVar[bool] = False
     """Whether the connection is closed after the answer, because its framing can't be trusted any more."""
 
@@ -135,11 +135,20 @@ class MediaTypeUnsupported(ClientError):
 
 
 class TooManyRequests(ClientError):
-    status, reason, retry_after_seconds = 429, "too_many_requests", 1
+    """A limit of `[limits]`: the next request passes after so many seconds."""
+
+    status, reason = 429, "too_many_requests"
+
+    def __init__(self, detail: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class HeadersTooLarge(ClientError):
     status, reason, closes = 431, "headers_too_large", True
+
+
+UNFORESEEN = "Something unforeseen went wrong in this gateway: its log says what, under the decision id."
 
 
 class InternalError(GatewayError):

@@ -32,6 +32,7 @@ from gateway.policy.model import Policy, Product
 from gateway.proxy.dispatch import Dispatcher
 from gateway.proxy.fast import FastLane
 from gateway.proxy.forward import client_session
+from gateway.proxy.limits import LimitedIdentity, Limiter
 from gateway.proxy.listener import Listener
 from gateway.proxy.live import LiveView
 from gateway.proxy.rules import Rules, account_areas
@@ -48,6 +49,7 @@ from gateway.upstream.listing import list_products
 from gateway.upstream.pool import Pool
 
 SETTLE_LIMIT_SECONDS = 5.0
+CANCELLED_LIMIT_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +73,8 @@ class Gateway:
         )
         hold_seconds = config.ledger.hold_seconds
         self._settlements = Settlements(self.ledger, opening, self._reconciler, self._takeovers, hold_seconds)
-        self._identity = identity.build(config.identity, config.limits.id_pattern, http)
+        self._limiter = Limiter(config.limits, time.monotonic)
+        self._identity = LimitedIdentity(identity.build(config.identity, config.limits.id_pattern, http), self._limiter)
         self._gate = Gate(
             policy=policy,
             bodies=BodyReader(config.routes, config.limits),
@@ -90,7 +93,7 @@ class Gateway:
         )
         self._streams = client_session(config.upstream, max_connections=config.listen.max_connections)
         live = LiveView(self._gate, self._journal, config.limits.id_pattern)
-        self._dispatcher = Dispatcher(self._rules(config), self._gate, self._streams, live)
+        self._dispatcher = Dispatcher(self._rules(config), self._gate, self._streams, live, self._limiter)
         self._loops = Tasks("loops")
         self.telemetry.watch_directory(
             {
@@ -129,6 +132,7 @@ class Gateway:
             dispatcher.handle,
             FastLane(lambda: dispatcher.rules, dispatcher.attach, time.time),
             listen,
+            self.config.limits.peer_connections,
             refused=lambda error: self.telemetry.error(error.reason),
             closing=lambda: dispatcher.draining,
         )
@@ -192,6 +196,7 @@ class Gateway:
         self._gate.policy = policy
         self._gate.bodies = BodyReader(config.routes, config.limits)
         self._dispatcher.rules = self._rules(config)
+        self._limiter.configure(config.limits)
         self._loops.start(self._identity.reload())
         self.telemetry.policy(policy_in_force(policy, time.time()))
         log.info("reloaded", policy_version=policy.versions[-1].id)
@@ -200,8 +205,9 @@ class Gateway:
         """No new connections; running requests and their settlements end, within `listen.drain_seconds`."""
         self._dispatcher.drain()
         await self._site.stop()
-        await self._listener.plain_requests.drain(self.config.listen.drain_seconds)
+        await self._listener.drain(self.config.listen.drain_seconds)
         await self._runner.cleanup()
+        await self._dispatcher.ended(CANCELLED_LIMIT_SECONDS)
         left = await self._settlements.tasks.drain(SETTLE_LIMIT_SECONDS)
         if left:
             log.warning("settlements_left_to_reconciler", count=left)

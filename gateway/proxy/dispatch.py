@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -25,16 +26,19 @@ from gateway.admission.decision import Decision, Header, Incoming, Reply
 from gateway.admission.facts import caller, check_path_account
 from gateway.admission.gate import Gate
 from gateway.config import Operation
-from gateway.errors import BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
+from gateway.errors import UNFORESEEN, BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
 from gateway.proxy.answer import Patience
+from gateway.proxy.fast import PlainIncoming
 from gateway.proxy.forward import forward
 from gateway.proxy.incoming import AiohttpIncoming, peer_ip
+from gateway.proxy.limits import Limiter
 from gateway.proxy.live import LiveView
 from gateway.proxy.rules import Rules
 from gateway.proxy.websocket import tunnel, wants_websocket
 from gateway.reading.address import Address, read_target
+from gateway.reading.client import client_address
 from gateway.reading.headers import Headers, forwarding
 
 A = TypeVar("A")
@@ -56,12 +60,17 @@ _OPERATIONS: dict[Operation, Callable[[Gate, Incoming, Decision], Awaitable[Repl
 
 
 class Dispatcher:
-    def __init__(self, rules: Rules, gate: Gate, http: aiohttp.ClientSession, live: LiveView) -> None:
+    def __init__(
+        self, rules: Rules, gate: Gate, http: aiohttp.ClientSession, live: LiveView, limiter: Limiter
+    ) -> None:
         self.rules = rules
+        self._limiter = limiter
         self.gate = gate
         self._http = http
         self._live = live
         self._long_lived: set[asyncio.Task[object]] = set()
+        self._in_hand = 0
+        self._nothing_in_hand = asyncio.Event()
         self.draining = False
 
     def drain(self) -> None:
@@ -69,6 +78,14 @@ class Dispatcher:
         self.draining = True
         for task in self._long_lived:
             task.cancel()
+
+    async def ended(self, limit_seconds: float) -> None:
+        """Wait until no request is in hand, since each may still begin a settlement; also those that were cancelled."""
+        if self._in_hand:
+            self._nothing_in_hand.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limit_seconds):
+                    await self._nothing_in_hand.wait()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         began = perf_counter()
@@ -81,15 +98,20 @@ class Dispatcher:
         self.gate.telemetry.request_took(decision.operation, perf_counter() - began)
         return response
 
-    async def attach(self, incoming: Incoming, decision: Decision) -> Reply:
+    async def attach(self, incoming: PlainIncoming, decision: Decision) -> Reply:
         """An attach that the fast lane recognised."""
         began = perf_counter()
+        try:
+            self._let_in(incoming.peer_ip, incoming.headers, decision)
+        except GatewayError as error:
+            return failure(self.gate, decision, error)
         reply = await self._answered(attach(self.gate, incoming, decision), decision)
         self.gate.telemetry.request_took("attach", perf_counter() - began)
         return reply
 
     async def _answered(self, work: Coroutine[Any, Any, A], decision: Decision) -> A | Reply:
         """The work's answer, or the one that its failure calls for."""
+        self._in_hand += 1
         try:
             return await work
         except GatewayError as error:
@@ -97,13 +119,18 @@ class Dispatcher:
             return failure(self.gate, decision, error)
         except (ConnectionError, asyncio.CancelledError):
             raise
-        except Exception as error:
+        except Exception:
             log.exception("request_failed", decision_id=decision.id, operation=decision.operation)
-            return failure(self.gate, decision, InternalError(type(error).__name__))
+            return failure(self.gate, decision, InternalError(UNFORESEEN))
+        finally:
+            self._in_hand -= 1
+            if self._in_hand == 0:
+                self._nothing_in_hand.set()
 
     async def _route(self, request: web.BaseRequest, decision: Decision) -> web.StreamResponse | Reply:
         rules = self.rules
         headers = rules.headers.read(request.raw_headers, request.version)
+        self._let_in(peer_ip(request), headers, decision)
         address = read_target(request.raw_path, method=request.method)
         if address.canonical.startswith(rules.config.listen.client_prefix):
             return await self._own(request, headers, address, decision)
@@ -115,6 +142,11 @@ class Dispatcher:
         decision.surface = Surface(route.surface) if route.surface else None
         incoming = AiohttpIncoming(request, address, headers, match, rules.config.listen)
         return await _OPERATIONS[route.operation](self.gate, incoming, decision)
+
+    def _let_in(self, peer: str, headers: Headers, decision: Decision) -> None:
+        """Raises `TooManyRequests` for a client that asks too often."""
+        decision.client = client_address(peer, headers.forwarded_for, self.rules.config.listen.forwarded_hops)
+        self._limiter.peer(decision.client)
 
     async def _pass(self, request: web.BaseRequest, headers: Headers, address: Address) -> web.StreamResponse:
         """What the gateway has no say in: streamed through, with the path as it came and the caller named anew."""

@@ -20,7 +20,15 @@ from aiohttp.web_protocol import RequestHandler
 from gateway import refusals
 from gateway.admission.decision import next_decision_id
 from gateway.config import Listen
-from gateway.errors import GatewayError, HeadersMalformed, HeadersTooLarge, Overloaded
+from gateway.errors import (
+    UNFORESEEN,
+    GatewayError,
+    HeadersMalformed,
+    HeadersTooLarge,
+    InternalError,
+    Overloaded,
+    TooManyRequests,
+)
 from gateway.proxy.fast import FastLane, PlainIncoming
 from gateway.proxy.incoming import UNKNOWN_PEER, address_of
 from gateway.tasks import Tasks
@@ -47,8 +55,8 @@ class Connection(RequestHandler):
     """One client's connection."""
 
     __slots__ = (
-        *("_answered", "_busy", "_chunked", "_clean", "_given", "_header_timer", "_held", "_listener", "_peer_ip"),
-        *("_scheme", "_seen_last"),
+        *("_answered", "_busy", "_chunked", "_clean", "_counted", "_given", "_header_timer", "_held", "_listener"),
+        *("_peer_ip", "_scheme", "_seen_last"),
     )
 
     def __init__(self, manager: Listener, **options: Any) -> None:
@@ -57,6 +65,7 @@ class Connection(RequestHandler):
         self._header_timer: asyncio.TimerHandle | None = None
         self._given = self._answered = 0
         self._clean = True
+        self._counted = False
         self._busy = False
         self._held = b""
         self._chunked: StreamReader | None = None
@@ -66,22 +75,26 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if not self._listener.admit():
+        self._peer_ip = address_of(transport)
+        self._counted = self._listener.admit(self._peer_ip)
+        if not self._counted:
             self.force_close()
             return
-        self._peer_ip = address_of(transport)
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._await_headers()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
+        if self._counted:
+            self._listener.left(self._peer_ip)
+            self._counted = False
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._busy:
             self._hold(data)
             return
-        if self._clean and self._is_idle():
+        if self._clean and self._is_idle() and not self._listener.closing():
             plain = self._listener.fast.recognise(data, self._peer_ip, self._scheme)
             if plain is not None:
                 self._stop_timer()
@@ -170,6 +183,12 @@ class Connection(RequestHandler):
         length = message.headers.get("Content-Length", "0")
         return length.isascii() and length.isdigit() and data.find(b"\r\n\r\n") + 4 + int(length) == len(data)
 
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """aiohttp gives a request the whole time twice, before and after it takes its body away: each gets half of what
+        is left."""
+        left = self._listener.drain_by - self._loop.time()
+        await super().shutdown(max(left / 2, 0.01))
+
     def _hold(self, data: bytes) -> None:
         """What comes while a plain request is answered waits, and beyond a limit waits in the socket."""
         self._held += data
@@ -184,6 +203,10 @@ class Connection(RequestHandler):
                 self.transport.write(answer)
                 if closes:
                     self.force_close()
+        except BaseException:
+            # Without an answer, whoever waits for one must see the end.
+            self.force_close()
+            raise
         finally:
             self._busy = False
             held, self._held = self._held, b""
@@ -235,7 +258,7 @@ class Connection(RequestHandler):
             first = str(exc.message).splitlines()[0] if exc.message else "not HTTP"
             error = HeadersMalformed(f"The request is not well-formed HTTP/1.1: {first[:200]}")
         else:
-            error = HeadersMalformed("The request could not be read.")
+            error = InternalError(UNFORESEEN)
         self._listener.refused(error)
         response = problem_response(error, refusals.DEFAULT_LANGUAGE, next_decision_id())
         response.force_close()
@@ -257,6 +280,7 @@ class Listener(web.Server):
         handler: Handler,
         fast: FastLane,
         listen: Listen,
+        peer_connections: int,
         refused: Callable[[GatewayError], None],
         closing: Callable[[], bool],
     ) -> None:
@@ -272,16 +296,37 @@ class Listener(web.Server):
         super().__init__(handler, **self._options)
         self.fast = fast
         self.listen = listen
+        self.peer_connections = peer_connections
+        self._held_by: dict[str, int] = {}
         self.refused = refused
         self.closing = closing
         self.plain_requests = Tasks("plain_requests")
+        self.drain_by = 0.0
 
-    def admit(self) -> bool:
-        """Whether one more connection may stay."""
-        if len(self._connections) <= self.listen.max_connections:
-            return True
-        self.refused(Overloaded(f"More than {self.listen.max_connections} connections."))
-        return False
+    async def drain(self, seconds: float) -> None:
+        """Wait for plain requests; those of aiohttp's way have until the same moment, once the runner ends them."""
+        self.drain_by = asyncio.get_running_loop().time() + seconds
+        if await self.plain_requests.drain(seconds):
+            await self.plain_requests.cancel()
+
+    def admit(self, peer: str) -> bool:
+        """Whether one more connection may stay; it is counted until it has `left`."""
+        if len(self._connections) > self.listen.max_connections:
+            self.refused(Overloaded(f"More than {self.listen.max_connections} connections."))
+            return False
+        held = self._held_by.get(peer, 0)
+        if self.peer_connections and held >= self.peer_connections:
+            self.refused(TooManyRequests(f"More than {self.peer_connections} connections of one peer."))
+            return False
+        self._held_by[peer] = held + 1
+        return True
+
+    def left(self, peer: str) -> None:
+        held = self._held_by[peer] - 1
+        if held:
+            self._held_by[peer] = held
+        else:
+            del self._held_by[peer]
 
     def __call__(self) -> Connection:
         return Connection(self, loop=self._loop, **self._options)
