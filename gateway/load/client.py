@@ -26,12 +26,13 @@ IDLE_SECONDS: Final = 10.0
 
 class Answer(NamedTuple):
     """`reason` says why there was no answer (status 0): `timeout`, `connect_failed`, `connection_lost`,
-    `malformed_answer`."""
+    `malformed_answer`. `decision` is the gateway's own name for it, where it gave one."""
 
     status: int
     body: bytes = b""
     reason: str = ""
     retry_after_seconds: float = 0.0
+    decision: str = ""
 
 
 Done = Callable[[Answer], None]
@@ -67,6 +68,7 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._retry_after = 0.0
+        self._decision = ""
         self._complete = self._keep = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -102,8 +104,8 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         exchange, self._exchange = self._exchange, None
         assert exchange is not None
-        answer = Answer(self._parser.get_status_code(), b"".join(self._body), "", self._retry_after)
-        self._body, self._size, self._retry_after, self._complete = [], 0, 0.0, False
+        answer = Answer(self._parser.get_status_code(), b"".join(self._body), "", self._retry_after, self._decision)
+        self._body, self._size, self._retry_after, self._decision, self._complete = [], 0, 0.0, "", False
         if self._keep:
             self._client.free(self)
         else:
@@ -121,6 +123,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) == 11 and name.lower() == b"retry-after" and value.isdigit() and len(value) < 6:
             self._retry_after = float(value)
+        elif len(name) == 19 and name.lower() == b"attachgate-decision":
+            self._decision = value.decode("latin-1")
 
     def on_body(self, data: bytes) -> None:
         self._size += len(data)

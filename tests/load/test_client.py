@@ -122,6 +122,10 @@ async def test_requests_are_plain_and_share_a_connection(server: Server, client:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", Answer(200, b"abc")),
         (b"HTTP/1.1 503 Busy\r\nretry-after: 2\r\nContent-Length: 0\r\n\r\n", Answer(503, b"", "", 2.0)),
         (b"HTTP/1.1 503 Busy\r\nRetry-After: soon\r\nContent-Length: 0\r\n\r\n", Answer(503)),
+        (
+            b"HTTP/1.1 403 No\r\nattachgate-decision: d7\r\nContent-Length: 0\r\n\r\n",
+            Answer(403, decision="d7"),
+        ),
         (b"SSH-2.0-OpenSSH\r\n\r\n", Answer(0, b"", "malformed_answer")),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (MAX_ANSWER_BYTES + 1) + b"x" * (MAX_ANSWER_BYTES + 1),
