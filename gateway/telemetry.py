@@ -34,7 +34,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from gateway.config import Operation
-from gateway.errors import ClientError, GatewayError
+from gateway.errors import ClientError, GatewayError, TooManyRequests
 from gateway.policy.model import Surface
 
 log = structlog.get_logger(__name__)
@@ -194,9 +194,12 @@ class Telemetry:
             refusal = Refused(_now(), decision_id, surface, rule, reason, session_id, asked[:MAX_ELEMENTS])
             _lines.add(_encode(refusal).decode("ascii"))
 
-    def failed(self, error: GatewayError, decision_id: str, session_id: str | None = None) -> None:
-        """Counts and logs a request that the gateway answered with an error: the client's fault at `info`."""
+    def failed(self, error: GatewayError, decision_id: str, session_id: str | None = None, client: str = "") -> None:
+        """Counts and logs a request that the gateway answered with an error: the client's fault at `info`. What a limit
+        refused is only counted: a flood must not become one of log lines, and the limit has its own."""
         self._errors.of(error.reason).inc()
+        if isinstance(error, TooManyRequests):
+            return
         level = logging.INFO if isinstance(error, ClientError) else logging.WARNING
         log.log(
             level,
@@ -205,6 +208,7 @@ class Telemetry:
             reason=error.reason,
             status=error.status,
             session_id=session_id,
+            client=client,
             detail=error.detail,
         )
 

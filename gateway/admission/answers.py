@@ -73,7 +73,7 @@ def failure(gate: Gate, decision: Decision, error: GatewayError) -> Reply:
         session_id=decision.session_id,
         surface=decision.surface,
     )
-    gate.telemetry.failed(error, decision.id, decision.session_id)
+    gate.telemetry.failed(error, decision.id, decision.session_id, decision.client)
     status, headers, body = refusals.answer(problem, decision.language, error.retry_after_seconds)
     found = encoded(headers) + decision.headers()
     if status == 401:

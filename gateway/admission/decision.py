@@ -82,9 +82,12 @@ Doing = Operation | Literal["pass", "view"]
 class Decision:
     """`used` is None as long as the ledger has not said. `now`: seconds since the epoch. `closes`: the connection ends
     with the answer. `send_by`: when, on the monotonic clock, the request must have left, or not leave at all: what was
-    recorded for it does not hold for ever."""
+    recorded for it does not hold for ever. `client`: the address that the request came from, for the log."""
 
-    __slots__ = ("closes", "id", "language", "now", "operation", "send_by", "session_id", "surface", "used", "verdict")
+    __slots__ = (
+        *("client", "closes", "id", "language", "now", "operation", "send_by", "session_id", "surface", "used"),
+        "verdict",
+    )
 
     def __init__(self, operation: Doing, surface: Surface | None, language: Language, now: float) -> None:
         self.id = next_decision_id()
@@ -96,6 +99,7 @@ class Decision:
         self.verdict: Verdict | None = None
         self.used: int | None = None
         self.closes = False
+        self.client = ""
         self.send_by = math.inf
 
     @property

@@ -31,6 +31,7 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 16_384
     max_headers: Annotated[int, Meta(ge=8, le=1000)] = 100
     max_connections: Annotated[int, Meta(ge=1)] = 10_000
+    forwarded_hops: Annotated[int, Meta(ge=0, le=16)] = 0
     header_timeout_seconds: Seconds = 15.0
     body_timeout_seconds: Seconds = 15.0
     keepalive_seconds: Seconds = 75.0
@@ -101,8 +102,17 @@ class PolicyFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    """The rates hold for each gateway process by itself; 0 is no limit. `…_burst`: requests at once before a rate
+    holds. A peer is a client's address, as `listen.forwarded_hops` finds it; `peer_connections` are of the address
+    that connects."""
+
     id_pattern: str = r"[A-Za-z0-9._:-]{1,128}"
     max_batch_products: Annotated[int, Meta(ge=1, le=1000)] = 100
+    account_requests_per_second: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    account_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
+    peer_requests_per_second: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    peer_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 200
+    peer_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class Route(Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from time import time
 
 from gateway import refusals
-from gateway.admission.decision import Decision, Header, Incoming, Reply
+from gateway.admission.decision import Decision, Header, Reply
 from gateway.errors import GatewayError
 from gateway.policy.model import Surface
 from gateway.proxy.rules import Rules
@@ -70,7 +70,7 @@ class FastLane:
     def __init__(
         self,
         rules: Callable[[], Rules],
-        answer: Callable[[Incoming, Decision], Awaitable[Reply]],
+        answer: Callable[[PlainIncoming, Decision], Awaitable[Reply]],
         wall_clock: Callable[[], float],
     ) -> None:
         self._rules = rules
