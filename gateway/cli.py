@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the gateway")
     _config(serve)
     serve.add_argument("--workers", type=_positive, default=1, help="processes that share the port (default: 1)")
-    serve.add_argument("--share-port", action="store_true", help=argparse.SUPPRESS)
+    serve.add_argument("--worker", type=Path, metavar="SOCKET", help=argparse.SUPPRESS)
 
     platform = commands.add_parser("platform", help="run the reference platform: a product-attach API kept in memory")
     platform.add_argument("--host", default="127.0.0.1")

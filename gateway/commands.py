@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return explain(path, environ, arguments)
     if arguments.workers > 1:
         return serve_with_workers(path, environ, arguments.workers)
-    return serve(path, environ, reuse_port=arguments.share_port)
+    return serve(path, environ, worker=arguments.worker)
 
 
 def say_mistakes(error: ConfigurationError) -> int:
@@ -60,8 +60,9 @@ def check(path: Path, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def serve(path: Path, environ: Mapping[str, str], *, reuse_port: bool = False) -> int:
-    """One gateway process, until it is told to stop."""
+def serve(path: Path, environ: Mapping[str, str], *, worker: Path | None = None) -> int:
+    """One gateway process, until it is told to stop; `worker`: the unix socket of its admin routes, where it is one of
+    several."""
     configure_logging("info")
     try:
         import uvloop
@@ -71,7 +72,7 @@ def serve(path: Path, environ: Mapping[str, str], *, reuse_port: bool = False) -
         new_loop = uvloop.new_event_loop
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
-            return runner.run(serve_until_stopped(path, environ, reuse_port=reuse_port))
+            return runner.run(serve_until_stopped(path, environ, worker=worker))
     except ConfigurationError as error:
         return say_mistakes(error)
 
@@ -89,7 +90,7 @@ def serve_with_workers(path: Path, environ: Mapping[str, str], workers: int) -> 
             file=sys.stderr,
         )
         return 2
-    return supervise(path, workers, environ, config.listen.drain_seconds)
+    return asyncio.run(supervise(path, config, workers, environ))
 
 
 def explain(path: Path, environ: Mapping[str, str], arguments: argparse.Namespace) -> int:

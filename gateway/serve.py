@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,10 +105,12 @@ class Gateway:
         )
         self.telemetry.policy(policy_in_force(policy, time.time()))
         self._embedded: embedded.EmbeddedRedis | None = None
+        self._drained = False
 
     @classmethod
-    async def start(cls, config: Config, policy: Policy, *, reuse_port: bool = False) -> Gateway:
-        """Build and listen. Raises `OSError` where an address can't be had."""
+    async def start(cls, config: Config, policy: Policy, *, worker: Path | None = None) -> Gateway:
+        """Build and listen. As a worker it shares its port with others, and has its admin routes on that unix socket.
+        Raises `OSError` where an address can't be had."""
         redis = await embedded.start() if config.ledger.url == "embedded" else None
         url = redis.url if redis is not None else config.ledger.url
         gateway = cls(
@@ -118,13 +121,13 @@ class Gateway:
         )
         gateway._embedded = redis
         try:
-            await gateway._listen(reuse_port)
+            await gateway._listen(worker)
         except BaseException:
             await gateway.close()
             raise
         return gateway
 
-    async def _listen(self, reuse_port: bool) -> None:
+    async def _listen(self, worker: Path | None) -> None:
         listen = self.config.listen
         await self._identity.start()
         dispatcher = self._dispatcher
@@ -139,11 +142,12 @@ class Gateway:
         self._runner = web.ServerRunner(self._listener, shutdown_timeout=listen.drain_seconds)
         await self._runner.setup()
         self.telemetry.watch_connections(lambda: len(self._listener.connections))
-        self._site = web.TCPSite(self._runner, listen.host, listen.port, reuse_port=reuse_port, backlog=1024)
+        shared = worker is not None
+        self._site = web.TCPSite(self._runner, listen.host, listen.port, reuse_port=shared, backlog=1024)
         await self._site.start()
         self.port = int(self._runner.addresses[0][1])
         checks = {"ledger": self.ledger.ping, "upstream": self._ask_upstream}
-        self._admin = await admin.start(listen, self.telemetry, checks, lambda: self._dispatcher.draining)
+        self._admin = await admin.start(listen, self.telemetry, checks, lambda: dispatcher.draining, socket=worker)
         self.admin_port = self._admin.port
         self._loops.start(self._reconciler.run())
         self._loops.start(self._takeovers.run())
@@ -203,6 +207,9 @@ class Gateway:
 
     async def drain(self) -> None:
         """No new connections; running requests and their settlements end, within `listen.drain_seconds`."""
+        if self._drained:
+            return
+        self._drained = True
         self._dispatcher.drain()
         await self._site.stop()
         await self._listener.drain(self.config.listen.drain_seconds)
@@ -233,6 +240,38 @@ class Gateway:
             await self._embedded.close()
 
 
+def needs_restart(before: Config, after: Config) -> list[str]:
+    """The sections and keys whose change a reload does not take over: sockets are open by them, or parts are built."""
+    changed = [
+        name
+        for name in ("upstream", "ledger", "directory", "identity")
+        if getattr(before, name) != getattr(after, name)
+    ]
+    keys = (
+        "host",
+        "port",
+        "admin_host",
+        "admin_port",
+        "max_connections",
+        "header_timeout_seconds",
+        "keepalive_seconds",
+    )
+    changed += [f"listen.{key}" for key in keys if getattr(before.listen, key) != getattr(after.listen, key)]
+    if before.limits.id_pattern != after.limits.id_pattern:
+        changed.append("limits.id_pattern")
+    return changed
+
+
+def _stop_with_supervisor(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Nothing is ever written to this input: it only ends, with the process at its other end."""
+
+    def ended() -> None:
+        loop.remove_reader(sys.stdin.fileno())
+        stop.set()
+
+    loop.add_reader(sys.stdin.fileno(), ended)
+
+
 def lease_seconds(config: Config) -> float:
     """How long one settlement of the reconciler may take: the list, the session, and three steps of the ledger."""
     steps = 3 * 2 * config.ledger.timeout_seconds
@@ -245,15 +284,21 @@ def policy_in_force(policy: Policy, now: float) -> str:
     return begun[-1] if begun else policy.versions[0].id
 
 
-async def run(path: Path, environ: Mapping[str, str], *, reuse_port: bool = False) -> int:
-    """Serve until SIGTERM or SIGINT; SIGHUP reloads. Raises `ConfigurationError` where the files are wrong."""
-    config, policy = settings.load_all(path, environ)
+async def run(path: Path, environ: Mapping[str, str], *, worker: Path | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, or, as a worker, until the supervisor's end of standard input is gone; SIGHUP
+    reloads. Raises `ConfigurationError` where the files are wrong."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # It would end a process that is still starting.
+    early: list[int] = []
+    loop.add_signal_handler(signal.SIGHUP, early.append, signal.SIGHUP)
+    if worker is not None:
+        _stop_with_supervisor(loop, stop)
+    config, policy = settings.load_all(path, environ)
     try:
-        gateway = await Gateway.start(config, policy, reuse_port=reuse_port)
+        gateway = await Gateway.start(config, policy, worker=worker)
     except OSError as error:
         listen = config.listen
         log.error("cannot_listen", host=listen.host, port=listen.port, admin_port=listen.admin_port, error=str(error))
@@ -264,8 +309,12 @@ async def run(path: Path, environ: Mapping[str, str], *, reuse_port: bool = Fals
             gateway.reload(*settings.load_all(path, environ))
         except ConfigurationError as error:
             log.error("reload_refused", mistakes=[str(mistake) for mistake in error.mistakes])
+        except Exception:
+            log.exception("reload_failed")
 
     loop.add_signal_handler(signal.SIGHUP, reload)
+    if early:
+        reload()
     await stop.wait()
     log.info("draining", limit_seconds=config.listen.drain_seconds)
     await gateway.close()

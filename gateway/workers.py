@@ -1,64 +1,127 @@
 """Several gateway processes on one port: started, watched, reloaded and drained by one supervisor.
 
 Each worker binds the same address with SO_REUSEPORT, and the kernel shares connections out. One that dies is started
-again, at most once a second, so that a worker which can't start does not spin.
+again, at most once a second, so that a worker which can't start does not spin; where one can't start in the first
+place, none can, and the supervisor says so and ends. The admin port is the supervisor's (`admin.together`).
+
+A worker never outlives its supervisor, however that ends: its standard input is a pipe from it, and a worker whose
+input ends drains as on SIGTERM.
 """
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import signal
-import subprocess
 import sys
-import time
+import tempfile
+from asyncio.subprocess import Process
 from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
 
+from gateway.admin.together import Together
+from gateway.config import Config
+from gateway.tasks import Tasks
+
 RESTART_SECONDS = 1.0
-POLL_SECONDS = 0.1
+KILL_AFTER_SECONDS = 10.0
+"""Beyond the drain: settlements have their own limit."""
 
 log = structlog.get_logger(__name__)
 
 
-def supervise(path: Path, workers: int, environ: Mapping[str, str], drain_seconds: float) -> int:
-    """Run `workers` processes until SIGTERM or SIGINT; SIGHUP reloads them one by one. 0 where all ended well."""
-    running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: asked.append(received))
-
-    def start(place: int) -> None:
-        command = [sys.executable, "-m", "gateway.cli", "serve", "--config", str(path), "--share-port"]
-        process = subprocess.Popen(command, env=dict(environ))
-        running[place] = (process, time.monotonic())
-
-    for place in range(workers):
-        start(place)
-    while True:
-        time.sleep(POLL_SECONDS)
-        while asked:
-            received = asked.pop(0)
-            if received != signal.SIGHUP:
-                return _stop([process for process, _ in running.values()], drain_seconds)
-            for process, _ in running.values():
-                process.send_signal(signal.SIGHUP)
-        for place, (process, since) in list(running.items()):
-            if process.poll() is not None and time.monotonic() - since > RESTART_SECONDS:
-                log.error("worker_ended", worker=place, code=process.returncode)
-                start(place)
+async def supervise(path: Path, config: Config, workers: int, environ: Mapping[str, str]) -> int:
+    """Run `workers` processes until SIGTERM or SIGINT; SIGHUP reloads them all. 0 where all ended well."""
+    folder = Path(tempfile.mkdtemp(prefix="attachgate-workers-"))
+    try:
+        return await _Supervisor(path, config, workers, environ, folder).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _stop(processes: list[subprocess.Popen[bytes]], drain_seconds: float) -> int:
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    until = time.monotonic() + drain_seconds + 10.0
-    code = 0
-    for process in processes:
+class _Supervisor:
+    def __init__(self, path: Path, config: Config, workers: int, environ: Mapping[str, str], folder: Path) -> None:
+        self._path = path
+        self._config = config
+        self._environ = dict(environ)
+        self._sockets = {str(place): folder / f"{place}.sock" for place in range(workers)}
+        self._running: dict[str, Process] = {}
+        self._stop = asyncio.Event()
+        self._code = 0
+        self._tasks = Tasks("workers")
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        listen = self._config.listen
+        admin = Together(self._sockets, self._stop.is_set)
         try:
-            code = max(code, abs(process.wait(max(0.1, until - time.monotonic()))))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = 1
-    return code
+            await admin.start(listen)
+            log.info("supervising", workers=len(self._sockets), admin_port=admin.port)
+            for place in self._sockets:
+                self._tasks.start(self._keep(place))
+            await self._stop.wait()
+            await self._end()
+        except OSError as error:
+            log.error("cannot_listen", host=listen.admin_host, admin_port=listen.admin_port, error=str(error))
+            return 1
+        finally:
+            await admin.close()
+        return self._code
+
+    async def _keep(self, place: str) -> None:
+        """Start a worker, and again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        first = True
+        while not self._stop.is_set():
+            began = loop.time()
+            process = await self._start(place)
+            code = await process.wait()
+            if self._stop.is_set():
+                return
+            lived = loop.time() - began
+            if first and code > 0 and not self._sockets[place].exists():
+                log.error("worker_cannot_start", worker=place, code=code)
+                self._code = code
+                self._stop.set()
+                return
+            first = False
+            log.error("worker_ended", worker=place, code=code)
+            await asyncio.sleep(max(0.0, RESTART_SECONDS - lived))
+
+    async def _start(self, place: str) -> Process:
+        command = ("-m", "gateway.cli", "serve", "--config", str(self._path), "--worker", str(self._sockets[place]))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdin=asyncio.subprocess.PIPE, env=self._environ
+        )
+        self._running[place] = process
+        return process
+
+    def _reload(self) -> None:
+        for process in self._running.values():
+            if process.returncode is None:
+                process.send_signal(signal.SIGHUP)
+
+    async def _end(self) -> None:
+        """Drain all workers at once; one that takes too long is killed."""
+        running = [process for process in self._running.values() if process.returncode is None]
+        for process in running:
+            process.terminate()
+        limit = self._config.listen.drain_seconds + KILL_AFTER_SECONDS
+        codes = await asyncio.gather(*(_ended(process, limit) for process in running))
+        if any(codes) and self._code == 0:
+            self._code = 1
+
+
+async def _ended(process: Process, limit_seconds: float) -> int:
+    try:
+        async with asyncio.timeout(limit_seconds):
+            return await process.wait()
+    except TimeoutError:
+        log.error("worker_killed", pid=process.pid)
+        process.kill()
+        return await process.wait()

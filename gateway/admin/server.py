@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -41,12 +42,13 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Running:
-    """The admin server at work. `port` is the one that was bound."""
+    """The admin server at work. `port` is the one that was bound, 0 for a unix socket."""
 
     def __init__(self, runner: web.AppRunner, tasks: Tasks) -> None:
         self._runner = runner
         self._tasks = tasks
-        self.port: int = runner.addresses[0][1]
+        address = runner.addresses[0]
+        self.port = 0 if isinstance(address, str) else int(address[1])
 
     async def close(self) -> None:
         """Checks that still run are not waited for."""
@@ -60,10 +62,11 @@ async def start(
     checks: Checks,
     draining: Callable[[], bool],
     *,
+    socket: Path | None = None,
     check_seconds: float = CHECK_SECONDS,
 ) -> Running:
-    """Listen on `listen.admin_host` and `listen.admin_port`. Raises OSError where that address can't be
-    had."""
+    """Listen on `listen.admin_host` and `listen.admin_port`, or on a unix socket where this is one of several workers.
+    Raises OSError where that address can't be had."""
     tasks = Tasks("admin")
     readiness = _Checker(checks, check_seconds, tasks)
 
@@ -89,7 +92,10 @@ async def start(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
     await runner.setup()
     try:
-        await web.TCPSite(runner, listen.admin_host, listen.admin_port).start()
+        if socket is not None:
+            await web.UnixSite(runner, str(socket)).start()
+        else:
+            await web.TCPSite(runner, listen.admin_host, listen.admin_port).start()
     except BaseException:
         await runner.cleanup()
         raise

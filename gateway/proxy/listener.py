@@ -103,6 +103,8 @@ class Connection(RequestHandler):
                 return
         before = len(self._messages)
         super().data_received(data)
+        if len(self._messages) > before and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._fail_bodies()
         self._end_where_unclear(before, data)
         self._given += len(self._messages) - before
         self._clean = self._clean and self._is_one_whole(data, before)
@@ -110,6 +112,15 @@ class Connection(RequestHandler):
             self._stop_timer()
         elif self._header_timer is None and self._waiter is not None:
             self._await_headers()
+
+    def _fail_bodies(self) -> None:
+        """What came is no HTTP: whoever still waits for the rest of a body is told, which aiohttp does not do."""
+        payloads = [payload for _, payload in self._messages]
+        if self._current_request is not None:
+            payloads.append(self._current_request.content)
+        for payload in payloads:
+            if not payload.is_eof():
+                payload.set_exception(web.RequestPayloadError("The body is not framed as its header fields say."))
 
     async def _handle_request(
         self, request: web.BaseRequest, start_time: float | None, request_handler: Handler

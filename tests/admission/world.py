@@ -64,10 +64,12 @@ class World:
     ledger: steps.Ledger
     gateways: list[Gateway] = field(default_factory=list)
 
-    async def gateway(self, upstream: str = "", **sections: Any) -> Gateway:
+    async def gateway(self, upstream: str | Upstream = "", **sections: Any) -> Gateway:
         """One more gateway; `sections` replace those of the configuration."""
         found = {
-            "upstream": Upstream(
+            "upstream": upstream
+            if isinstance(upstream, Upstream)
+            else Upstream(
                 upstream or self.platform.url,
                 connect_timeout_seconds=0.2,
                 response_timeout_seconds=RESPONSE_SECONDS,
