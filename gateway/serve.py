@@ -190,13 +190,9 @@ class Gateway:
 
     def reload(self, config: Config, policy: Policy) -> None:
         """Take over a new policy and new rules for reading requests; what needs a new start is named in the log."""
-        fixed = [
-            name
-            for name in ("upstream", "ledger", "directory", "identity")
-            if getattr(config, name) != getattr(self.config, name)
-        ]
+        fixed = needs_restart(self.config, config)
         if fixed:
-            log.warning("reload_needs_restart", sections=fixed)
+            log.warning("reload_needs_restart", keys=fixed)
         self._gate.policy = policy
         self._gate.bodies = BodyReader(config.routes, config.limits)
         self._dispatcher.rules = self._rules(config)
