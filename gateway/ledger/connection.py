@@ -1,247 +1,248 @@
-"""The way to Redis: scripts of one loop turn go out in one pipeline, and a dead Redis costs nobody time.
+"""The way to Redis: each call finds the server that has its key, wherever that is now, and always an end.
 
-Calls of a loop turn wait together and are sent as one pipeline; the next pipeline leaves when the answers are in.
-So calls of one gateway reach a session in the order in which they were made, and the busier the gateway is, the
-fewer round trips it pays for. Standalone, Sentinel and Cluster are redis-py's own clients.
-
-After `OPEN_AFTER` failures in a row the breaker is open: calls fail at once, except one probe every
-`PROBE_SECONDS`. Nothing is retried here: `steps` knows what may be repeated.
+A call goes to its server's lane (`lane`: pipelines, time limits, breaker). What a server did not run, because the key
+lives elsewhere now or is on its way, is asked again where and when `replies` says, within the call's time. One server
+of a Cluster that is away costs the others nothing. A lost answer is not repeated here: `steps` knows what may be.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Callable, Sequence
-from importlib.resources import files
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
-import redis.asyncio as redis
-from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+import structlog
+from redis.exceptions import AskError, ResponseError
 
 from gateway.errors import LedgerUnavailable
+from gateway.ledger import addresses, fitness
+from gateway.ledger.lane import MAX_WAITING, Call, Lane
+from gateway.ledger.replies import Meaning, Remedy
+from gateway.ledger.scripts import Script
 from gateway.tasks import Tasks
 
-OPEN_AFTER = 3
-PROBE_SECONDS = 0.25
-MAX_WAITING = 10_000
-MAX_PIPELINE = 256
+PAUSE_SECONDS = 0.02
+SCAN_PAUSE_SECONDS = 0.25
+SCAN_SECONDS = 2.0
+AT_ONCE = 2
+"""So often a call is asked again elsewhere without a pause; servers that disagree would otherwise play ball with it."""
 
+_NO_CLUSTER = "The Redis Cluster at ledger.url can't be reached; see whether it runs, and the log for the cause."
+_NO_MASTER = (
+    "The Redis Cluster has no master for this session now; see `CLUSTER INFO`, and whether a replica takes over."
+)
+_BUSY = f"More than {MAX_WAITING} ledger steps wait for the Redis Cluster; see whether it can be reached."
+_CLOSED = "The gateway is being stopped, and asks Redis nothing any more."
 
-class LostAnswer(LedgerUnavailable):
-    """The connection broke: the script may have run. Whoever may repeat it does."""
-
-
-class Script:
-    """One script: its text behind the shared one of `slots.lua`, and the hash that Redis knows it by."""
-
-    def __init__(self, name: str, *, shared: bool = True) -> None:
-        folder = files(__package__)
-        text = (folder / f"{name}.lua").read_text()
-        self.name = name
-        self.text = (folder / "slots.lua").read_text() + "\n" + text if shared else text
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-
-
-class _Call:
-    __slots__ = ("arguments", "future", "script")
-
-    def __init__(self, script: Script | None, arguments: tuple[Any, ...], future: asyncio.Future[Any]) -> None:
-        self.script, self.arguments, self.future = script, arguments, future
-
-    @property
-    def command(self) -> tuple[Any, ...]:
-        return self.arguments if self.script is None else ("EVALSHA", self.script.sha, *self.arguments)
-
-    def settle(self, answer: Any) -> None:
-        if self.future.done():
-            return
-        if isinstance(answer, BaseException):
-            self.future.set_exception(_as_ours(answer))
-        else:
-            self.future.set_result(answer)
-
-
-def _as_ours(error: BaseException) -> LedgerUnavailable:
-    if isinstance(error, LedgerUnavailable):
-        return error
-    if isinstance(error, (RedisTimeoutError, asyncio.TimeoutError)):
-        return LedgerUnavailable("Redis did not answer within ledger.timeout_seconds; see whether it is overloaded.")
-    if isinstance(error, (RedisConnectionError, OSError)):
-        return LostAnswer(f"Redis at ledger.url can't be reached ({type(error).__name__}); see whether it runs.")
-    return LedgerUnavailable(f"Redis refused a ledger step: {str(error)[:200]}")
+log = structlog.get_logger(__name__)
 
 
 class Connection:
-    """Calls scripts and commands on Redis. `clock`: monotonic seconds, for the breaker."""
+    """Calls scripts and commands on Redis. `clock`: monotonic seconds."""
 
-    def __init__(self, client: redis.Redis | RedisCluster, clock: Callable[[], float]) -> None:
-        self._client = client
+    def __init__(self, servers: addresses.Servers, timeout_seconds: float, clock: Callable[[], float]) -> None:
+        self._servers = servers
+        self._limit_seconds = timeout_seconds
         self._clock = clock
-        self._waiting: list[_Call] = []
-        self._sending = False
-        self._failures = 0
-        self._probe_at = 0.0
-        self._tasks = Tasks("ledger")
+        self._lanes: dict[str, Lane] = {}
+        self._unrouted: list[Call] = []
+        self._scanned = not servers.cluster
+        self._scanned_at = float("-inf")
+        self._scan_failed = False
+        self._scanning: asyncio.Task[None] | None = None
+        self._suspect: str | None = None
+        self._closed = False
+        self._tasks = Tasks("redis")
 
     @property
     def available(self) -> bool:
-        """Whether the breaker is closed."""
-        return self._failures < OPEN_AFTER
+        """Whether any server is believed to answer."""
+        if not self._lanes:
+            return not self._scan_failed
+        return any(lane.available for lane in self._lanes.values())
 
     def call(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> asyncio.Future[Any]:
         """Run a script; the future's failures are `LedgerUnavailable`, or `LostAnswer` where it may have run."""
-        return self._submit(script, (len(keys), *keys, *arguments))
+        return self._submit(Call(script, (len(keys), *keys, *arguments), keys[0], self._clock()))
+
+    def call_replicated(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
+    ) -> asyncio.Future[tuple[Any, bool]]:
+        """As `call`; besides the answer, whether a replica has confirmed what was written. After a lost answer that
+        can't be learnt: to WAIT on another connection, what this one wrote is unknown (since Redis 7.2)."""
+        call = Call(script, (len(keys), *keys, *arguments), keys[0], self._clock(), replicated=True)
+        return self._submit(call)
 
     def command(self, *command: str | int) -> asyncio.Future[Any]:
-        """A plain command with its key in second place (XRANGE, XREAD …)."""
-        return self._submit(None, command)
+        """A plain command with its key in second place (XRANGE, HGET …); the reply as it comes, in bytes."""
+        return self._submit(Call(None, command, str(command[1]), self._clock()))
 
-    def _submit(self, script: Script | None, arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        refusal = self._refusal()
-        if refusal:
-            future.set_exception(LedgerUnavailable(refusal))
-            return future
-        self._waiting.append(_Call(script, arguments, future))
-        if not self._sending:
-            self._sending = True
-            self._tasks.start(self._send())
-        return future
+    def _submit(self, call: Call) -> asyncio.Future[Any]:
+        if self._closed:
+            call.fail(LedgerUnavailable(_CLOSED))
+        else:
+            self._route(call)
+        return call.future
 
-    def _refusal(self) -> str | None:
-        if len(self._waiting) >= MAX_WAITING:
-            return f"More than {MAX_WAITING} ledger steps wait for Redis; it is slower than the requests come."
-        if self._failures >= OPEN_AFTER:
-            now = self._clock()
-            if now < self._probe_at:
-                return "Redis at ledger.url has failed repeatedly; it is asked again shortly."
-            self._probe_at = now + PROBE_SECONDS
-        return None
+    def _route(self, call: Call) -> None:
+        server = self._servers.server_of(call.key) if self._scanned else None
+        if server is not None:
+            self._lane(server).submit(call)
+        elif self._scanned or self._scan_failed:
+            call.fail(LedgerUnavailable(_NO_MASTER if self._scanned else _NO_CLUSTER))
+            self._scan()
+        elif len(self._unrouted) >= MAX_WAITING:
+            call.fail(LedgerUnavailable(_BUSY))
+        else:
+            self._unrouted.append(call)
+            self._scan()
 
-    async def _send(self) -> None:
+    def _lane(self, server: str) -> Lane:
+        lane = self._lanes.get(server)
+        if lane is None:
+
+            def away() -> None:
+                self._suspect = server
+                self._scan()
+
+            lane = self._lanes[server] = Lane(
+                server,
+                lambda: self._servers.open(server),
+                self._limit_seconds,
+                self._clock,
+                cluster=self._servers.cluster,
+                refused=lambda call, error, meaning: self._again(server, call, error, meaning),
+                failed=away,
+            )
+        return lane
+
+    def _again(self, server: str, call: Call, error: ResponseError, meaning: Meaning) -> bool:
+        """Ask a call once more that a server did not run; False where that is no use."""
+        remedy = meaning.remedy
+        if remedy in (Remedy.none, Remedy.away, Remedy.whole) or self._closed:
+            return False
+        if remedy in (Remedy.follow, Remedy.rescan, Remedy.reconnect):
+            self._scan()
+        target: str | None = None
+        if isinstance(error, AskError):
+            target = f"{error.host or server.rpartition(':')[0]}:{error.port}"
+        call.asking = remedy is Remedy.ask
+        if remedy in (Remedy.pause, Remedy.rescan) or call.sends > AT_ONCE:
+            self._tasks.start(self._later(call, target))
+        elif target is not None:
+            self._lane(target).submit(call)
+        else:
+            self._route(call)
+        return True
+
+    async def _later(self, call: Call, target: str | None) -> None:
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:MAX_PIPELINE], self._waiting[MAX_PIPELINE:]
+            await asyncio.sleep(PAUSE_SECONDS)
+            if target is not None:
+                self._lane(target).submit(call)
+            else:
+                self._route(call)
+        except asyncio.CancelledError:
+            call.fail(LedgerUnavailable(_CLOSED))
+            raise
+
+    def _scan(self) -> None:
+        """Learn a Cluster's map anew: once at a time, at most every `SCAN_PAUSE_SECONDS`, whoever asks for it."""
+        if self._servers.cluster and self._scanning is None and not self._closed:
+            self._scanning = self._tasks.start(self._learn())
+            asyncio.get_running_loop().call_later(self._limit_seconds, self._give_up_unrouted)
+
+    async def _learn(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(max(0.0, self._scanned_at + SCAN_PAUSE_SECONDS - self._clock()))
                 try:
-                    answers = await self._pipeline([call.command for call in batch])
-                    await self._load_missing(batch, answers)
-                except (RedisError, OSError) as error:
-                    self._failed(batch, error)
-                    continue
-                self._failures = 0
-                for call, answer in zip(batch, answers, strict=True):
-                    call.settle(answer)
+                    async with asyncio.timeout(SCAN_SECONDS):
+                        await self._servers.scan(self._suspect)
+                except Exception as error:
+                    # redis-py has errors of many kinds here, and none may end the search for a Cluster.
+                    if not self._scan_failed:
+                        log.warning("ledger_cluster_unknown", error=repr(error)[:300], cause=str(error)[:300])
+                    self._scan_failed = True
+                else:
+                    self._scanned, self._scan_failed = True, False
+                self._scanned_at = self._clock()
+                self._suspect = None
+                if self._scanned:
+                    break
+                self._give_up_unrouted()
         finally:
-            self._sending = False
+            self._scanning = None
+        await self._take_over_map()
 
-    def _failed(self, batch: list[_Call], error: BaseException) -> None:
-        self._failures += 1
-        self._probe_at = self._clock() + PROBE_SECONDS
-        waiting, self._waiting = self._waiting, []
-        for call in batch:
-            call.settle(error)
-        never_sent = LedgerUnavailable(str(_as_ours(error)))
-        for call in waiting:
-            call.settle(never_sent)
+    async def _take_over_map(self) -> None:
+        unrouted, self._unrouted = self._unrouted, []
+        for call in unrouted:
+            self._route(call)
+        masters = set(self._servers.masters())
+        gone = [name for name, lane in self._lanes.items() if name not in masters and lane.idle]
+        await asyncio.gather(*(self._lanes.pop(name).close() for name in gone))
 
-    async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        if isinstance(self._client, RedisCluster):
-            cluster_pipe = self._client.pipeline()
-            for command in commands:
-                cluster_pipe.execute_command(*command)
-            return list(await cluster_pipe.execute(raise_on_error=False))
-        pipe = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        return list(await pipe.execute(raise_on_error=False))
+    def _give_up_unrouted(self) -> None:
+        """Nobody waits for the map any longer, until there is one."""
+        self._scan_failed = not self._scanned
+        unrouted, self._unrouted = self._unrouted, []
+        for call in unrouted:
+            call.fail(LedgerUnavailable(_NO_CLUSTER))
 
-    async def _load_missing(self, batch: list[_Call], answers: list[Any]) -> None:
-        """Scripts that Redis does not know (started afresh, failed over) are sent whole, once."""
-        missing = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if not missing:
-            return
-        whole: list[tuple[Any, ...]] = []
-        for n in missing:
-            script = batch[n].script
-            assert script is not None
-            whole.append(("EVAL", script.text, *batch[n].arguments))
-        for n, answer in zip(missing, await self._pipeline(whole), strict=True):
-            answers[n] = answer
+    def one_a_server(self, keys: Iterable[str]) -> list[str]:
+        """Of these keys, one for each server that has any; the first one where no server is known yet."""
+        found: dict[str | None, str] = {}
+        for key in keys:
+            found.setdefault(self._servers.server_of(key) if self._scanned else None, key)
+        return [key for server, key in found.items() if server is not None] or list(found.values())
 
-    async def warnings(self) -> list[str]:
-        """What about this Redis would break the promise; to be said at start."""
-        try:
-            policy = await self._client.config_get("maxmemory-policy")
-        except ResponseError:
-            return []
-        except (RedisError, OSError) as error:
-            raise _as_ours(error) from None
-        value = next(iter(policy.values()), "noeviction") if isinstance(policy, dict) else "noeviction"
-        name = value.decode() if isinstance(value, bytes) else str(value)
-        if name == "noeviction":
-            return []
-        return [f"Redis' maxmemory-policy is {name}: it may throw sessions away; set it to noeviction."]
+    async def warnings(self, *, replicated: bool) -> list[str]:
+        """What about any master would break the promise; to be said at start. What its user may not read is left out.
+        Raises `LedgerUnavailable`."""
+        if not self._scanned:
+            self._scan()
+            if self._scanning is not None:
+                await asyncio.wait({self._scanning}, timeout=SCAN_SECONDS)
+        masters = self._servers.masters()
+        if not masters:
+            raise LedgerUnavailable(_NO_CLUSTER)
+        found: list[str] = []
+        problem: LedgerUnavailable | None = None
+        for server in masters:
+            try:
+                info, save = await self._describe(server)
+            except LedgerUnavailable as error:
+                problem = error
+            else:
+                found += fitness.warnings(server, info, save, cluster=self._servers.cluster, replicated=replicated)
+        if problem is not None:
+            raise problem
+        return found
+
+    async def _describe(self, server: str) -> tuple[str, str | None]:
+        """INFO, and the setting `save`, as far as the user may have them."""
+        lane = self._lane(server)
+        calls = [
+            Call(None, command, "", self._clock()) for command in (("PING",), ("INFO",), ("CONFIG", "GET", "save"))
+        ]
+        for call in calls:
+            lane.submit(call)
+        ping, info, save = await asyncio.gather(*(call.future for call in calls), return_exceptions=True)
+        if isinstance(ping, BaseException):
+            raise ping
+        described = "" if isinstance(info, BaseException) else info.decode(errors="replace")
+        return described, save[1].decode() if isinstance(save, list) and len(save) == 2 else None
 
     async def close(self) -> None:
-        await self._tasks.drain(1.0)
+        """Answer what was asked already, for a second at most, and let go of Redis."""
+        self._closed = True
         await self._tasks.cancel()
-        await self._client.aclose()
+        self._give_up_unrouted()
+        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        await self._servers.close()
 
 
 def connect(url: str, timeout_seconds: float, clock: Callable[[], float]) -> Connection:
-    """A connection for `ledger.url`: redis, rediss, unix, redis+sentinel://host:port,host:port/service, redis+cluster.
-
-    Connects at the first call. User and password in the address go to Redis itself.
-    """
-    options: dict[str, Any] = {
-        "socket_timeout": timeout_seconds,
-        "socket_connect_timeout": timeout_seconds,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    parts = urlsplit(url)
-    if parts.scheme == "redis+cluster":
-        return Connection(_cluster(url, options), clock)
-    if parts.scheme == "redis+sentinel":
-        return Connection(_sentinel(url, options), clock)
-    return Connection(redis.Redis.from_url(url, **options), clock)
-
-
-def _nodes(url: str, default_port: int) -> list[tuple[str, int]]:
-    """`host:port,host:port` of an address, which urlsplit can't take apart."""
-    nodes = []
-    for node in urlsplit(url).netloc.rpartition("@")[2].split(","):
-        host, _, port = node.rpartition(":") if ":" in node else (node, "", str(default_port))
-        nodes.append((host.strip("[]"), int(port)))
-    return nodes
-
-
-def _credentials(url: str) -> dict[str, Any]:
-    user, _, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
-    found = {"username": unquote(user) or None, "password": unquote(password) or None}
-    return {name: value for name, value in found.items() if value}
-
-
-def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
-    from redis.asyncio.cluster import ClusterNode
-
-    nodes = [ClusterNode(host, port) for host, port in _nodes(url, 6379)]
-    tls = parse_qs(urlsplit(url).query).get("tls") == ["true"]
-    del options["retry"]
-    return RedisCluster(startup_nodes=nodes, ssl=tls, **_credentials(url), **options)
-
-
-def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
-    service = urlsplit(url).path.lstrip("/").split("/")[0]
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        _nodes(url, 26379), sentinel_kwargs=dict(options)
-    )
-    master: redis.Redis = sentinel.master_for(service, **_credentials(url), **options)
-    return master
+    """To `ledger.url` (see `addresses.servers`), connected at the first call. `timeout_seconds`: see `lane`."""
+    return Connection(addresses.servers(url, timeout_seconds), timeout_seconds, clock)

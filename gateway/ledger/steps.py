@@ -14,7 +14,10 @@ from zlib import crc32
 from msgspec import Struct
 
 from gateway.config import Ledger as LedgerConfig
-from gateway.ledger.connection import Connection, LostAnswer, Script
+from gateway.errors import LedgerUnavailable
+from gateway.ledger.connection import Connection
+from gateway.ledger.replies import LostAnswer
+from gateway.ledger.scripts import Script
 from gateway.policy.model import SessionState
 
 BUCKETS = 1024
@@ -22,7 +25,12 @@ BUCKETS = 1024
 _RESERVE, _COMMIT, _RELEASE, _DOUBT = Script("reserve"), Script("commit"), Script("release"), Script("doubt")
 _DETACH, _REPLACE, _START, _END = Script("detach"), Script("replace"), Script("start"), Script("end")
 _SNAPSHOT, _ADOPT, _SETTLE = Script("snapshot"), Script("adopt"), Script("settle")
-_CLAIM, _POSTPONE = Script("claim", shared=False), Script("postpone", shared=False)
+_CLAIM, _POSTPONE, _READY = (Script(name, shared=False) for name in ("claim", "postpone", "ready"))
+
+_TOOK = ("held", "asked")
+_NOT_REPLICATED = (
+    "No replica of Redis has confirmed the slot in time, and ledger.durability asks for one; see to the replicas."
+)
 
 _STATES = {b"p": SessionState.preparing, b"l": SessionState.live, b"e": SessionState.ended}
 _LETTERS = {SessionState.preparing: "p", SessionState.live: "l", SessionState.ended: "e", None: ""}
@@ -145,6 +153,7 @@ class Ledger:
         self._hold_ms = _ms(config.hold_seconds)
         self._late_ms = _ms(late_apply_seconds)
         self.late_apply_seconds = late_apply_seconds
+        self._replicated = config.durability == "replicated"
         self._tail = (_ms(config.retention_seconds), config.stream_entries)
 
     @property
@@ -157,10 +166,12 @@ class Ledger:
     def pending_key(self, bucket: int) -> str:
         return f"{self._prefix}:{{{bucket}}}:p"
 
-    def _call(self, script: Script, session_id: str, operation: str, *arguments: str | int) -> asyncio.Future[Any]:
+    def _keys(self, session_id: str) -> tuple[str, str, str]:
         head = f"{self._prefix}:{{{crc32(session_id.encode()) % BUCKETS}}}:"
-        keys = (f"{head}s:{session_id}", head + "p", head + "e")
-        return self._connection.call(script, keys, (session_id, operation, *self._tail, *arguments))
+        return f"{head}s:{session_id}", head + "p", head + "e"
+
+    def _call(self, script: Script, session_id: str, operation: str, *arguments: str | int) -> asyncio.Future[Any]:
+        return self._connection.call(script, self._keys(session_id), (session_id, operation, *self._tail, *arguments))
 
     async def _step(self, script: Script, session_id: str, operation: str, *arguments: str | int) -> Answer:
         """A step whose repetition changes nothing."""
@@ -170,14 +181,28 @@ class Ledger:
             reply = await self._call(script, session_id, operation, *arguments)
         return _answer(reply)
 
+    async def _take(
+        self, script: Script, session_id: str, operation: str, first: Sequence[str | int], again: Sequence[str | int]
+    ) -> Answer:
+        """A step that something is forwarded upon. With ledger.durability = "replicated" it counts only once a replica
+        has it: where none says so, or the answer is lost, this raises, and who reserved releases."""
+        if self._replicated:
+            arguments = (session_id, operation, *self._tail, *first)
+            reply, confirmed = await self._connection.call_replicated(script, self._keys(session_id), arguments)
+            answer = _answer(reply)
+            if answer.said in _TOOK and not confirmed:
+                raise LedgerUnavailable(_NOT_REPLICATED)
+            return answer
+        try:
+            reply = await self._call(script, session_id, operation, *first)
+        except LostAnswer:
+            reply = await self._call(script, session_id, operation, *again)
+        return _answer(reply)
+
     async def reserve(self, session_id: str, operation: str, cap: int | None, products: Sequence[str]) -> Answer:
         """`held`, `full` with the snapshot, `missing` or `ended`."""
-        limit = -1 if cap is None else cap
-        try:
-            reply = await self._call(_RESERVE, session_id, operation, self._hold_ms, limit, "0", *products)
-        except LostAnswer:
-            reply = await self._call(_RESERVE, session_id, operation, self._hold_ms, limit, "1", *products)
-        return _answer(reply)
+        head = (self._hold_ms, -1 if cap is None else cap)
+        return await self._take(_RESERVE, session_id, operation, (*head, "0", *products), (*head, "1", *products))
 
     async def commit(
         self, session_id: str, operation: str, event: str, steps: Sequence[Step], seen: SessionState | None = None
@@ -219,15 +244,12 @@ class Ledger:
         """`held`; `full` or `started` with the snapshot; `missing` or `ended`."""
         limit = -1 if cap is None else cap
         arguments = (self._hold_ms, limit, _LETTERS[seen], old, new, "1" if foreign else "0")
-        try:
-            reply = await self._call(_REPLACE, session_id, operation, *arguments, "0")
-        except LostAnswer:
-            reply = await self._call(_REPLACE, session_id, operation, *arguments, "1")
-        return _answer(reply)
+        return await self._take(_REPLACE, session_id, operation, (*arguments, "0"), (*arguments, "1"))
 
     async def start(self, session_id: str, operation: str, cap: int | None) -> Answer:
         """`asked`, `live`, `unsettled` or `missing`."""
-        return await self._step(_START, session_id, operation, self._hold_ms, -1 if cap is None else cap)
+        arguments = (self._hold_ms, -1 if cap is None else cap)
+        return await self._take(_START, session_id, operation, arguments, arguments)
 
     async def end(self, session_id: str, operation: str) -> Answer:
         """`ended` or `missing`."""
@@ -303,8 +325,25 @@ class Ledger:
         return (_entry(oldest[0])[0] if oldest else "0-0", _entry(newest[0])[0] if newest else "0-0")
 
     async def ping(self) -> None:
-        """Raises `LedgerUnavailable` where Redis does not answer or can't write."""
-        await self._connection.command("PING")
+        """Raises `LedgerUnavailable` where no Redis answers, or none can write; of a Cluster, where all masters fail: a
+        gateway that lacks one still serves the sessions of the others."""
+        keys = self._connection.one_a_server(f"{self._prefix}:{{{bucket}}}:r" for bucket in range(BUCKETS))
+        said = await asyncio.gather(*(self._ready(key) for key in keys), return_exceptions=True)
+        problems = [one for one in said if isinstance(one, BaseException)]
+        if len(problems) == len(said):
+            raise problems[0]
+
+    async def _ready(self, key: str) -> None:
+        if self._replicated:
+            _, confirmed = await self._connection.call_replicated(_READY, (key,), ())
+            if not confirmed:
+                raise LedgerUnavailable(_NOT_REPLICATED)
+        else:
+            await self._connection.call(_READY, (key,), ())
+
+    async def warnings(self) -> list[str]:
+        """What about Redis would break the promise, to be said at start. Raises `LedgerUnavailable`."""
+        return await self._connection.warnings(replicated=self._replicated)
 
 
 def _answer(reply: list[Any]) -> Answer:
@@ -319,9 +358,9 @@ def _answer(reply: list[Any]) -> Answer:
     )
 
 
-def _entry(entry: tuple[bytes, dict[bytes, bytes]]) -> tuple[str, dict[str, str]]:
-    name, fields = entry
-    return name.decode(), {key.decode(): value.decode() for key, value in fields.items()}
+def _entry(entry: tuple[bytes, list[bytes]]) -> tuple[str, dict[str, str]]:
+    name, items = entry
+    return name.decode(), {key.decode(): value.decode() for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
 def _ms(seconds: float) -> int:

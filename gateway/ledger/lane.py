@@ -1,0 +1,377 @@
+"""One server's lane: the ledger's calls go out in pipelines on one connection, and a dead server costs nobody time.
+
+Calls of a loop turn wait together and are sent as one pipeline; the next pipeline leaves when the answers are in. So
+calls of one gateway reach a session in the order in which they were made, and the busier the gateway is, the fewer
+round trips it pays for. One connection also means that ASKING and WAIT hold for the commands that they belong to.
+
+Time: a pipeline that is not answered within the limit ends its connection, so no late answer can reach another call;
+what waited behind it fails with it. A call therefore ends within the limit once it is sent, and within twice the limit
+in all; while the server is away, within the limit; and while the breaker is open, at once.
+
+The lane owns its connection, one of redis-py's, and uses it without redis-py's client or pool on top: their pipelines
+give each answer a time limit of its own, and the Cluster's swallow a dead server and send ASKING where it is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import hiredis
+import structlog
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from gateway.errors import LedgerUnavailable
+from gateway.ledger.breaker import PROBE_SECONDS, Breaker
+from gateway.ledger.replies import LostAnswer, Meaning, Remedy, meaning_of, refused
+from gateway.ledger.scripts import Script
+from gateway.tasks import Tasks
+
+MAX_WAITING = 10_000
+MAX_PIPELINE = 256
+
+GRACE_SECONDS = 0.01
+"""After a limit is over: where this process itself was held up, the answers are there already, and are read first."""
+
+
+def packed(*command: Any) -> bytes:
+    """A command as it goes over the wire."""
+    data: bytes = hiredis.pack_command(command)
+    return data
+
+
+_ASKING = packed("ASKING")
+_SLOW = "Redis did not answer within ledger.timeout_seconds; see whether it is overloaded, stalled or far away."
+_BEHIND = "Ledger steps wait for Redis longer than ledger.timeout_seconds; it is slower than they come."
+_UNREACHABLE = "Redis at ledger.url can't be reached; see whether it runs, and the log for the cause."
+_NO_REPLICA = "No replica of Redis confirms what is written, and ledger.durability asks for one; see to the replicas."
+_CLOSED = "The gateway is being stopped, and asks Redis nothing any more."
+
+log = structlog.get_logger(__name__)
+
+Refused = Callable[["Call", ResponseError, Meaning], bool]
+"""Told of a call that a server did not run; whether it will be asked elsewhere, or later."""
+
+
+class Call:
+    """A script or a command, and who waits for it. `key` decides which server has it. `replicated`: its result is a
+    pair, the answer and whether a replica has what was written. `whole`: send the script's text. `asking`: the server
+    is asked although the slot is only on its way there. `sends`: how often it was sent."""
+
+    __slots__ = ("arguments", "asking", "future", "key", "made_at", "replicated", "script", "sends", "whole")
+
+    def __init__(
+        self, script: Script | None, arguments: tuple[Any, ...], key: str, made_at: float, *, replicated: bool = False
+    ) -> None:
+        self.script, self.arguments, self.key, self.made_at = script, arguments, key, made_at
+        self.replicated = replicated
+        self.whole = self.asking = False
+        self.sends = 0
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def pack(self) -> bytes:
+        if self.script is None:
+            return packed(*self.arguments)
+        head = ("EVAL", self.script.text) if self.whole else ("EVALSHA", self.script.sha)
+        return packed(*head, *self.arguments)
+
+    def settle(self, answer: Any) -> None:
+        if not self.future.done():
+            self.future.set_result(answer)
+
+    def fail(self, error: LedgerUnavailable) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Lane:
+    """`open_connection` makes a connection object without a time limit of its own, not yet connected, to whoever is the
+    server now. `refused` is asked what becomes of a call that was not run; `failed` is told that the server could not
+    be used. `clock`: monotonic seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        open_connection: Callable[[], Awaitable[AbstractConnection]],
+        timeout_seconds: float,
+        clock: Callable[[], float],
+        *,
+        cluster: bool,
+        refused: Refused,
+        failed: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self._open = open_connection
+        self._limit_seconds = timeout_seconds
+        self._wait = packed("WAIT", 1, max(1, int(timeout_seconds * 500)))
+        self._clock = clock
+        self._cluster = cluster
+        self._refused = refused
+        self._on_failure = failed
+        self._connection: AbstractConnection | None = None
+        self._waiting: deque[Call] = deque()
+        self._sending = False
+        self._closed = False
+        self._cause = ""
+        self._breaker = Breaker()
+        self._replicas = Breaker()
+        self._tasks = Tasks("ledger")
+
+    @property
+    def available(self) -> bool:
+        return not self._breaker.is_open
+
+    @property
+    def idle(self) -> bool:
+        return not self._sending
+
+    def submit(self, call: Call) -> None:
+        """Send it with the others of this loop turn, or fail it at once. Its failures are `LedgerUnavailable`."""
+        if refusal := self._refusal(call):
+            call.fail(LedgerUnavailable(refusal))
+            return
+        self._waiting.append(call)
+        self._wake()
+
+    def _refusal(self, call: Call) -> str | None:
+        if self._closed:
+            return _CLOSED
+        if self._breaker.is_open:
+            return f"{self._cause} It is asked again in the background, and used as soon as it answers."
+        if call.replicated and self._replicas.is_open:
+            return _NO_REPLICA
+        if len(self._waiting) >= MAX_WAITING:
+            return f"More than {MAX_WAITING} ledger steps wait for Redis; it is slower than the requests come."
+        return None
+
+    def _wake(self) -> None:
+        if not self._sending:
+            self._sending = True
+            self._tasks.start(self._send())
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                if await self._ready() and (batch := self._next_batch()):
+                    await self._exchange(batch)
+        finally:
+            self._sending = False
+            self._fail_waiting(_CLOSED)
+
+    async def _ready(self) -> bool:
+        """Whether there is a connection. One that the server has closed meanwhile is noticed before it is used."""
+        if self._connection is not None:
+            with suppress(RedisError, OSError):
+                if not await self._connection.can_read():
+                    return True
+            await self._drop()
+        return await self._connect()
+
+    async def _connect(self) -> bool:
+        """A server that can't answer a PING (loading, busy, no rights, no password) counts as away."""
+        connection: AbstractConnection | None = None
+        try:
+            async with _within(self._limit_seconds):
+                connection = await self._open()
+                await connection.connect()  # type: ignore[no-untyped-call]
+                await connection.send_command("PING", check_health=False)
+                await connection.read_response()
+        except Exception as error:
+            await _end(connection)
+            self._failed(error)
+            return False
+        except BaseException:
+            await _end(connection)
+            raise
+        self._connection = connection
+        return True
+
+    def _next_batch(self) -> list[Call]:
+        batch: list[Call] = []
+        oldest = self._clock() - self._limit_seconds
+        while self._waiting and len(batch) < MAX_PIPELINE:
+            call = self._waiting.popleft()
+            if call.made_at < oldest:
+                call.fail(LedgerUnavailable(_BEHIND))
+            elif not call.future.done():
+                batch.append(call)
+        return batch
+
+    async def _exchange(self, batch: list[Call]) -> None:
+        again: list[tuple[Call, ResponseError, Meaning]] = []
+        error: Exception | None = None
+        try:
+            async with _within(self._limit_seconds):
+                await self._ask(batch, again)
+        except Exception as problem:
+            # Whatever went wrong, the connection can't be trusted any more, and nobody may be left waiting.
+            error = problem
+        except BaseException:
+            _fail(batch, LostAnswer(_CLOSED))
+            raise
+        moved = {call for call, _, _ in again}
+        if error is not None:
+            _fail([call for call in batch if call not in moved], _as_ours(error, self._cluster))
+            self._failed(error)
+            await self._drop()
+        else:
+            self._breaker.succeeded()
+        await self._act(again)
+
+    async def _ask(self, batch: list[Call], again: list[tuple[Call, ResponseError, Meaning]]) -> None:
+        """One pipeline, and its answers; calls that were not run are put into `again`."""
+        connection = self._connection
+        assert connection is not None
+        pieces = []
+        for call in batch:
+            if call.asking:
+                pieces.append(_ASKING)
+            pieces.append(call.pack())
+            call.sends += 1
+        replicated = any(call.replicated for call in batch)
+        if replicated:
+            pieces.append(self._wait)
+        await connection.send_packed_command(b"".join(pieces), check_health=False)
+
+        written: list[tuple[Call, Any]] = []
+        for call in batch:
+            if call.asking:
+                call.asking = False
+                await connection.read_response()
+            try:
+                answer = await connection.read_response()
+            except ResponseError as error:
+                meaning = meaning_of(error, cluster=self._cluster)
+                if meaning is None:
+                    call.fail(refused(error, None))
+                else:
+                    again.append((call, error, meaning))
+                continue
+            if call.replicated:
+                written.append((call, answer))
+            else:
+                call.settle(answer)
+        if replicated:
+            self._confirm(written, await _replicas(connection))
+
+    def _confirm(self, written: list[tuple[Call, Any]], replicas: int) -> None:
+        """What WAIT said holds for everything that this connection wrote before it."""
+        for call, answer in written:
+            call.settle((answer, replicas > 0))
+        if replicas > 0:
+            self._replicas.succeeded()
+        elif self._replicas.failed():
+            log.warning("ledger_without_replica", server=self.name)
+            self._tasks.start(self._probe_replicas())
+
+    async def _act(self, again: list[tuple[Call, ResponseError, Meaning]]) -> None:
+        whole: list[Call] = []
+        for call, error, meaning in again:
+            young = call.made_at >= self._clock() - self._limit_seconds
+            if meaning.remedy is Remedy.whole and not call.whole:
+                call.whole = True
+                whole.append(call)
+            elif not (young and self._refused(call, error, meaning)):
+                call.fail(refused(error, meaning))
+        self._waiting.extendleft(reversed(whole))
+        remedies = {meaning.remedy: error for _, error, meaning in again}
+        if Remedy.reconnect in remedies:
+            await self._drop()
+            self._on_failure()
+        if Remedy.away in remedies:
+            self._failed(remedies[Remedy.away])
+            await self._drop()
+
+    def _failed(self, error: Exception) -> None:
+        """The server could not be used: what was not sent yet fails too."""
+        opened = self._breaker.failed()
+        self._cause = _as_ours(error, self._cluster).detail
+        self._fail_waiting(self._cause)
+        self._on_failure()
+        if opened and not self._closed:
+            log.warning("ledger_away", server=self.name, error=repr(error)[:300], cause=str(error)[:300])
+            self._tasks.start(self._probe())
+
+    def _fail_waiting(self, detail: str) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        _fail(waiting, LedgerUnavailable(detail))
+
+    async def _probe(self) -> None:
+        """Nothing is sent while the breaker is open, so nobody else uses the connection."""
+        while not self._closed:
+            await asyncio.sleep(PROBE_SECONDS)
+            if await self._connect():
+                self._breaker.probed()
+                log.info("ledger_back", server=self.name)
+                return
+
+    async def _probe_replicas(self) -> None:
+        """Ask, in a pipeline of its own, whether a replica has what was written."""
+        while not self._closed:
+            await asyncio.sleep(PROBE_SECONDS)
+            call = Call(None, ("WAIT", 1, 1), "", self._clock())
+            self.submit(call)
+            with suppress(LedgerUnavailable):
+                if await call.future > 0:
+                    self._replicas.probed()
+                    log.info("ledger_replicated", server=self.name)
+                    return
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        await _end(connection)
+
+    async def close(self) -> None:
+        """Answer what was asked already, for a second at most, and let go of the server."""
+        self._closed = True
+        if self._sending:
+            await self._tasks.drain(1.0)
+        await self._tasks.cancel()
+        self._fail_waiting(_CLOSED)
+        await self._drop()
+
+
+async def _replicas(connection: AbstractConnection) -> int:
+    """How many replicas have confirmed. A server that stopped being a master in between says that as an error."""
+    try:
+        answer = await connection.read_response()
+    except ResponseError:
+        return 0
+    return answer if isinstance(answer, int) else 0
+
+
+def _as_ours(error: Exception, cluster: bool) -> LedgerUnavailable:
+    meaning = meaning_of(error, cluster=cluster)
+    if meaning is not None:
+        return LedgerUnavailable(meaning.detail)
+    if isinstance(error, (RedisTimeoutError, TimeoutError)):
+        return LedgerUnavailable(_SLOW)
+    return LostAnswer(_UNREACHABLE)
+
+
+def _fail(calls: list[Call] | deque[Call], error: LedgerUnavailable) -> None:
+    for call in calls:
+        call.fail(error)
+
+
+async def _end(connection: AbstractConnection | None) -> None:
+    if connection is not None:
+        with suppress(RedisError, OSError):
+            await connection.disconnect(nowait=True)
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout` that lets what has arrived be read before it gives up."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + GRACE_SECONDS))
+        try:
+            yield
+        finally:
+            timer.cancel()
