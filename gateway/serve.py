@@ -183,7 +183,7 @@ class Gateway:
     async def _warn(self) -> None:
         """What about Redis would break the promise, said once at start."""
         try:
-            for warning in await self._connection.warnings():
+            for warning in await self.ledger.warnings():
                 log.warning("ledger_setting", warning=warning)
         except GatewayError as error:
             log.warning("ledger_unavailable", error=error.detail)
