@@ -60,9 +60,7 @@ _OPERATIONS: dict[Operation, Callable[[Gate, Incoming, Decision], Awaitable[Repl
 
 
 class Dispatcher:
-    def __init__(
-        self, rules: Rules, gate: Gate, http: aiohttp.ClientSession, live: LiveView, limiter: Limiter
-    ) -> None:
+    def __init__(self, rules: Rules, gate: Gate, http: aiohttp.ClientSession, live: LiveView, limiter: Limiter) -> None:
         self.rules = rules
         self._limiter = limiter
         self.gate = gate
