@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredError
+from redis.exceptions import RedisError
 
 from gateway.tasks import Tasks
 
@@ -149,10 +149,8 @@ class Cluster:
         self._seeds = dict(self._map.startup_nodes)
 
     def server_of(self, key: str) -> str | None:
-        try:
-            return str(self._map.get_node_from_slot(key_slot(key.encode())).name)
-        except SlotNotCoveredError:
-            return None
+        nodes = self._map.slots_cache.get(key_slot(key.encode()))
+        return str(nodes[0].name) if nodes else None
 
     def masters(self) -> list[str]:
         return sorted({str(nodes[0].name) for nodes in self._map.slots_cache.values()})
@@ -168,19 +166,17 @@ class Cluster:
         try:
             await self._map.initialize(last_failed_node_name=suspect)
         finally:
-            known = self._seeds | dict(list(self._map.nodes_cache.items())[:MAX_STARTUP_NODES])
-            for name, node in self._map.startup_nodes.items():
-                if name not in known:
-                    await node.disconnect()
-            self._map.startup_nodes = known
+            known = dict(list(self._map.nodes_cache.items())[:MAX_STARTUP_NODES]) | self._seeds
+            before, self._map.startup_nodes = self._map.startup_nodes, known
+            for name, node in before.items():
+                if known.get(name) is not node:
+                    with suppress(RedisError, OSError):
+                        await node.disconnect()
 
     async def close(self) -> None:
         for which in ("nodes_cache", "startup_nodes"):
             with suppress(RedisError, OSError):
                 await self._map.aclose(which)
-
-
-ScanErrors = (RedisError, RedisClusterException, OSError)
 
 
 def servers(url: str, timeout_seconds: float) -> Servers:

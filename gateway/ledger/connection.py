@@ -121,6 +121,8 @@ class Connection:
         remedy = meaning.remedy
         if remedy in (Remedy.none, Remedy.away, Remedy.whole) or self._closed:
             return False
+        if remedy is Remedy.reconnect and call.sends > 1:
+            return False
         if remedy in (Remedy.follow, Remedy.rescan, Remedy.reconnect):
             self._scan()
         target: str | None = None

@@ -54,6 +54,8 @@ _CLOSED = "The gateway is being stopped, and asks Redis nothing any more."
 
 log = structlog.get_logger(__name__)
 
+_UNFIT = (Remedy.away, Remedy.reconnect)
+
 Refused = Callable[["Call", ResponseError, Meaning], bool]
 """Told of a call that a server did not run; whether it will be asked elsewhere, or later."""
 
@@ -61,9 +63,21 @@ Refused = Callable[["Call", ResponseError, Meaning], bool]
 class Call:
     """A script or a command, and who waits for it. `key` decides which server has it. `replicated`: its result is a
     pair, the answer and whether a replica has what was written. `whole`: send the script's text. `asking`: the server
-    is asked although the slot is only on its way there. `sends`: how often it was sent."""
+    is asked although the slot is only on its way there. `sends`: how often it was sent. `refusal`: what a server said
+    that did not run it."""
 
-    __slots__ = ("arguments", "asking", "future", "key", "made_at", "replicated", "script", "sends", "whole")
+    __slots__ = (
+        "arguments",
+        "asking",
+        "future",
+        "key",
+        "made_at",
+        "refusal",
+        "replicated",
+        "script",
+        "sends",
+        "whole",
+    )
 
     def __init__(
         self, script: Script | None, arguments: tuple[Any, ...], key: str, made_at: float, *, replicated: bool = False
@@ -72,6 +86,7 @@ class Call:
         self.replicated = replicated
         self.whole = self.asking = False
         self.sends = 0
+        self.refusal: LedgerUnavailable | None = None
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def pack(self) -> bytes:
@@ -197,7 +212,7 @@ class Lane:
         while self._waiting and len(batch) < MAX_PIPELINE:
             call = self._waiting.popleft()
             if call.made_at < oldest:
-                call.fail(LedgerUnavailable(_BEHIND))
+                call.fail(call.refusal or LedgerUnavailable(_BEHIND))
             elif not call.future.done():
                 batch.append(call)
         return batch
@@ -219,7 +234,7 @@ class Lane:
             _fail([call for call in batch if call not in moved], _as_ours(error, self._cluster))
             self._failed(error)
             await self._drop()
-        else:
+        elif not any(meaning.remedy in _UNFIT for _, _, meaning in again):
             self._breaker.succeeded()
         await self._act(again)
 
@@ -257,41 +272,50 @@ class Lane:
             else:
                 call.settle(answer)
         if replicated:
-            self._confirm(written, await _replicas(connection))
+            try:
+                said = await connection.read_response()
+            except ResponseError as error:
+                said = error
+            self._confirm(written, said)
 
-    def _confirm(self, written: list[tuple[Call, Any]], replicas: int) -> None:
-        """What WAIT said holds for everything that this connection wrote before it."""
+    def _confirm(self, written: list[tuple[Call, Any]], said: int | ResponseError) -> None:
+        """`said`: how many replicas have everything that this connection wrote before its WAIT. A server that stopped
+        being a master meanwhile says that as an error."""
+        confirmed = isinstance(said, int) and said > 0
         for call, answer in written:
-            call.settle((answer, replicas > 0))
-        if replicas > 0:
+            call.settle((answer, confirmed))
+        if confirmed:
             self._replicas.succeeded()
         elif self._replicas.failed():
-            log.warning("ledger_without_replica", server=self.name)
+            log.warning("ledger_without_replica", server=self.name, said=str(said)[:300])
             self._tasks.start(self._probe_replicas())
 
     async def _act(self, again: list[tuple[Call, ResponseError, Meaning]]) -> None:
+        for remedy, error in {meaning.remedy: error for _, error, meaning in again}.items():
+            if remedy in _UNFIT:
+                self._unfit(error)
+                if remedy is Remedy.away or self._breaker.is_open:
+                    self._fail_waiting(self._cause)
+                await self._drop()
         whole: list[Call] = []
         for call, error, meaning in again:
+            call.refusal = refused(error, meaning)
             young = call.made_at >= self._clock() - self._limit_seconds
             if meaning.remedy is Remedy.whole and not call.whole:
                 call.whole = True
                 whole.append(call)
             elif not (young and self._refused(call, error, meaning)):
-                call.fail(refused(error, meaning))
+                call.fail(call.refusal)
         self._waiting.extendleft(reversed(whole))
-        remedies = {meaning.remedy: error for _, error, meaning in again}
-        if Remedy.reconnect in remedies:
-            await self._drop()
-            self._on_failure()
-        if Remedy.away in remedies:
-            self._failed(remedies[Remedy.away])
-            await self._drop()
 
     def _failed(self, error: Exception) -> None:
         """The server could not be used: what was not sent yet fails too."""
+        self._unfit(error)
+        self._fail_waiting(self._cause)
+
+    def _unfit(self, error: Exception) -> None:
         opened = self._breaker.failed()
         self._cause = _as_ours(error, self._cluster).detail
-        self._fail_waiting(self._cause)
         self._on_failure()
         if opened and not self._closed:
             log.warning("ledger_away", server=self.name, error=repr(error)[:300], cause=str(error)[:300])
@@ -334,15 +358,6 @@ class Lane:
         await self._tasks.cancel()
         self._fail_waiting(_CLOSED)
         await self._drop()
-
-
-async def _replicas(connection: AbstractConnection) -> int:
-    """How many replicas have confirmed. A server that stopped being a master in between says that as an error."""
-    try:
-        answer = await connection.read_response()
-    except ResponseError:
-        return 0
-    return answer if isinstance(answer, int) else 0
 
 
 def _as_ours(error: Exception, cluster: bool) -> LedgerUnavailable:

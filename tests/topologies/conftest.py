@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.topologies.redis_processes import ClusterNodes
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterNodes]:
+    """Six processes for all tests of a module; each test leaves them healthy."""
+    nodes = ClusterNodes()
+
+    async def begin() -> None:
+        await asyncio.gather(*(node.start() for node in nodes.nodes))
+        await nodes.form()
+        for node in nodes.nodes:
+            await node.client.connection_pool.disconnect()
+
+    async def end() -> None:
+        await asyncio.gather(*(node.close() for node in nodes.nodes))
+
+    try:
+        asyncio.run(begin())
+        yield nodes
+    finally:
+        asyncio.run(end())
