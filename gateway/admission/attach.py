@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Sequence
 from time import monotonic, perf_counter
 
-from gateway.admission import facts
+from gateway.admission import facts, remaining
 from gateway.admission.answers import refusal
 from gateway.admission.decision import Decision, Incoming, Reply
 from gateway.admission.facts import caller, check_path_account
@@ -30,13 +30,12 @@ from gateway.ledger.steps import Answer, Step
 from gateway.policy.model import Account
 from gateway.upstream.pool import UpstreamAnswer
 
-COUNT_WAIT_SECONDS = 0.02
 SETTLE_WAIT_SECONDS = 0.5
 
 
 async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     route, params = incoming.match.route, incoming.match.params
-    account_id = await caller(gate.identity, incoming)
+    account_id = decision.account_id = await caller(gate.identity, incoming)
     session_id = decision.session_id = params.get("session_id")
     check_path_account(params.get("account_id"), account_id)
     read = gate.bodies.read(route, await incoming.body(), incoming.raw_headers)
@@ -51,7 +50,7 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
         decision.used = 0
         return refusal(gate, decision, "foreign_not_allowed", read.product_ids, set(foreign))
     if not foreign or not account.recorded or session_id is None:
-        return await _without_slot(gate, incoming, decision, account_id, read.canonical)
+        return await _without_slot(gate, incoming, decision, account, read.canonical)
 
     try:
         reserved = await reserve(gate, session_id, account, decision, foreign)
@@ -140,27 +139,19 @@ async def used_after(settled: asyncio.Task[Answer | None], used: int | None) -> 
     return answer.used if answer is not None else used
 
 
-async def _without_slot(gate: Gate, incoming: Incoming, decision: Decision, account_id: str, body: bytes) -> Reply:
-    """No product needs a slot. The count for the headers is asked beside the upstream, and waited for only briefly."""
-    verdict, session_id = decision.verdict, decision.session_id
-    assert verdict is not None
+async def _without_slot(gate: Gate, incoming: Incoming, decision: Decision, account: Account, body: bytes) -> Reply:
+    """No product needs a slot. The count for the headers is asked beside the upstream."""
+    assert decision.verdict is not None
     assert decision.surface is not None
-    counting = gate.ledger.used(session_id) if verdict.cap and session_id is not None else None
-    if counting is not None:
-        counting.add_done_callback(_seen)
-    answer = await forward(gate, incoming, decision, account_id, body)
-    if counting is not None:
-        await asyncio.wait({counting}, timeout=COUNT_WAIT_SECONDS)
-        if counting.done() and counting.exception() is None:
-            decision.used = int(counting.result() or 0)
-    gate.telemetry.decision(decision.surface, verdict.rule, "allowed")
+    counting = remaining.ask(gate, decision)
+    try:
+        answer = await forward(gate, incoming, decision, account.account_id, body)
+    except GatewayError:
+        await remaining.take(gate, decision, account, counting)
+        raise
+    await remaining.take(gate, decision, account, counting)
+    gate.telemetry.decision(decision.surface, decision.verdict.rule, "allowed")
     return upstream_reply(answer, decision)
-
-
-def _seen(counting: asyncio.Future[bytes | None]) -> None:
-    """Nobody may be waiting any more for what a failed count has to say."""
-    if not counting.cancelled():
-        counting.exception()
 
 
 async def _unrecorded(gate: Gate, incoming: Incoming, decision: Decision, account: Account, body: bytes) -> Reply:

@@ -35,6 +35,7 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
     header_timeout_seconds: Seconds = 15.0
     body_timeout_seconds: Seconds = 15.0
     keepalive_seconds: Seconds = 75.0
+    stall_seconds: Seconds = 60.0
     deny_unmatched: bool = False
 
 

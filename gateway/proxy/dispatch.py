@@ -19,7 +19,7 @@ from msgspec import Struct
 from multidict import CIMultiDict
 
 from gateway import refusals
-from gateway.admission import session
+from gateway.admission import remaining, session
 from gateway.admission.answers import failure
 from gateway.admission.attach import attach
 from gateway.admission.decision import Decision, Header, Incoming, Reply
@@ -114,6 +114,8 @@ class Dispatcher:
             return await work
         except GatewayError as error:
             decision.closes = error.closes
+            if decision.account_id is not None:
+                await remaining.tell(self.gate, decision, decision.account_id, error)
             return failure(self.gate, decision, error)
         except (ConnectionError, asyncio.CancelledError):
             raise
@@ -149,7 +151,8 @@ class Dispatcher:
     async def _pass(self, request: web.BaseRequest, headers: Headers, address: Address) -> web.StreamResponse:
         """What the gateway has no say in: streamed through, with the path as it came and the caller named anew."""
         rules, peer = self.rules, peer_ip(request)
-        if rules.config.listen.deny_unmatched:
+        listen = rules.config.listen
+        if listen.deny_unmatched:
             raise RouteUnknown("This gateway forwards only the routes of its configuration (listen.deny_unmatched).")
         fields = headers.forward + headers.content + forwarding(peer, request.scheme, headers)
         owner = rules.owner_in(address)
@@ -164,7 +167,7 @@ class Dispatcher:
             rules.config.upstream.url.rstrip("/"),
             target=address.path_raw + address.query_raw,
             headers=fields,
-            patience=Patience(body_seconds=rules.config.listen.body_timeout_seconds),
+            patience=Patience(listen.body_timeout_seconds, listen.stall_seconds),
             closing=self.draining,
         )
         endless = exchange is tunnel or "text/event-stream" in request.headers.get("Accept", "")

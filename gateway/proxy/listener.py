@@ -31,6 +31,7 @@ from gateway.errors import (
 )
 from gateway.proxy.fast import FastLane, PlainIncoming
 from gateway.proxy.incoming import UNKNOWN_PEER, address_of
+from gateway.proxy.watch import end_when_stalled
 from gateway.tasks import Tasks
 
 MAX_HELD_BYTES = 65_536
@@ -81,6 +82,7 @@ class Connection(RequestHandler):
             self.force_close()
             return
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        end_when_stalled(transport, self._listener.listen.stall_seconds)
         self._await_headers()
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -157,6 +157,13 @@ class World:
             if entry["session_id"] == session and entry["operation"] == operation
         ]
 
+    async def close(self) -> None:
+        """May be called before the test ends, where something of the test's own must outlive the gateways."""
+        await self.http.close()
+        while self.gateways:
+            await self.gateways.pop().close()
+        await self.upstream.close()
+
 
 async def eventually(asked: Callable[[], Awaitable[Any]], true: Callable[[Any], bool], seconds: float = 8) -> Any:
     """Ask again until the answer is as it must become."""
@@ -203,10 +210,7 @@ async def worlds(tmp_path: Path, redis_url: str) -> AsyncIterator[Worlds]:
 
     yield make
     for world in made:
-        await world.http.close()
-        for gateway in world.gateways:
-            await gateway.close()
-        await world.upstream.close()
+        await world.close()
 
 
 @pytest.fixture
