@@ -47,6 +47,8 @@ MAX_CHILDREN = 256
 MAX_TEXT_CHARS = 512
 MAX_TRACEBACK_CHARS = 8192
 MAX_ELEMENTS = 64
+PIPE_BYTES = 4096
+"""What a pipe takes in one piece, whoever else writes to it (POSIX allows 512; Linux has 4,096)."""
 
 _OPERATIONS = (*get_args(Operation), "pass", "view", "events")
 _STEPS = (
@@ -106,8 +108,20 @@ class _Lines:
         self._waiting.append(line)
 
     def flush(self) -> None:
+        """In whole lines of at most `PIPE_BYTES` at once where that can be, since several workers write to one pipe."""
         waiting, self._waiting = self._waiting, []
-        self.out.write("\n".join(waiting) + "\n")
+        piece: list[str] = []
+        size = 0
+        for line in waiting:
+            if piece and size + len(line) >= PIPE_BYTES:
+                self._write(piece)
+                piece, size = [], 0
+            piece.append(line)
+            size += len(line) + 1
+        self._write(piece)
+
+    def _write(self, lines: list[str]) -> None:
+        self.out.write("\n".join(lines) + "\n")
         self.out.flush()
 
 
@@ -309,7 +323,7 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     structlog.configure(
         processors=[*steps, _as_json],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)

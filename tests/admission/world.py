@@ -185,7 +185,14 @@ class Line:
 
     async def up(self) -> None:
         self.lose = False
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        for _ in range(100):
+            try:
+                self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+                break
+            except OSError:
+                # A connection of somebody else's has got the port for a moment.
+                await asyncio.sleep(0.05)
+        assert self._server is not None
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def down(self) -> None:
