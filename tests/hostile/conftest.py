@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -195,6 +196,7 @@ async def start_gateway(folder: Path, sections: Mapping[str, Mapping[str, object
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
             stderr=out,
+            env={name: value for name, value in os.environ.items() if not name.startswith("ATTACHGATE_")},
         )
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.returncode is None:

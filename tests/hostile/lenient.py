@@ -58,7 +58,7 @@ READINGS = (
 )
 
 _SUFFIX = re.compile(r"\.(?:json|xml|html|js|css|php|ico|png|do|action)\Z")
-_COOKIELESS = re.compile(r"\([A-Za-z]\([^/]*\)\)")
+_COOKIELESS = re.compile(r"/\([A-Za-z]\([^/]*\)\)(?=/)")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
@@ -75,12 +75,14 @@ class Asked:
 
 class Lenient:
     """Listens on `url`. `store` holds what was applied; `as_others` lists requests that a session's or shelf's own
-    account did not seem to have sent."""
+    account did not seem to have sent; `most_at_once` is how many requests were in hand together."""
 
     def __init__(self) -> None:
         self.reading = READINGS[0]
         self.store = Store(DEMO_RECORDS)
         self.as_others: list[str] = []
+        self.most_at_once = 0
+        self._at_once = 0
         self.url = ""
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -106,7 +108,11 @@ class Lenient:
         self._serving.add(task)
         try:
             while (asked := await self._read(reader)) is not None:
+                self._at_once += 1
+                self.most_at_once = max(self.most_at_once, self._at_once)
+                await asyncio.sleep(0)
                 status, answer = self._answer(asked)
+                self._at_once -= 1
                 body = b"" if status == 204 else msgspec.json.encode(answer)
                 length = b"" if status == 204 else b"Content-Length: %d\r\n" % len(body)
                 head = b"HTTP/1.1 %d .\r\nContent-Type: application/json\r\n%b\r\n" % (status, length)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from gateway.load.client import IDLE_SECONDS, MAX_ANSWER_BYTES, Answer, Client
+from gateway.load.client import IDLE_SECONDS, MAX_ANSWER_BYTES, Answer, Client, Connection
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -219,3 +219,29 @@ async def test_closing_with_requests_under_way(server: Server, clock: Clock) -> 
         ask(client)
     await reached.wait()
     await client.close()
+
+
+def test_a_connection_made_just_as_its_time_is_up_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario() -> None:
+        server = Server()
+        await server.start()
+        client = Client(server.url, "X-Account-Id", 2, 5.0, Clock())
+        made = client.made
+
+        def made_too_late(connection: Connection) -> None:
+            made(connection)
+            for task in asyncio.all_tasks():
+                if task.get_name() == "opening":
+                    task.cancel()
+
+        monkeypatch.setattr(client, "made", made_too_late)
+        opening = asyncio.get_running_loop().create_task(client._open(), name="opening")
+        await asyncio.wait((opening,))
+        async with asyncio.timeout(5):
+            await client.close()
+        await server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
