@@ -255,17 +255,21 @@ class Client:
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
+        connection = Connection(self)
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self), self._host, self._port, ssl=self._ssl
-                )
+                await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._ssl)
         except (OSError, TimeoutError):
             self._opening -= 1
+            # Made just as the time was up: uvloop closes it, and tells nobody.
+            self._all.discard(connection)
             if (waiting := self._next_waiting()) is not None:
                 waiting.finish(Answer(0, reason="connect_failed"))
             self._open_more()
             return
+        except asyncio.CancelledError:
+            self._all.discard(connection)
+            raise
         self._opening -= 1
         if connection in self._all:
             self.free(connection)
