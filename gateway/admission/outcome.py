@@ -18,19 +18,20 @@ from gateway.upstream.pool import NotSent, UpstreamAnswer
 class Outcome(Enum):
     applied = "applied"
     not_applied = "not_applied"
+    absent = "absent"
     in_doubt = "in_doubt"
 
 
 def of_status(
     operation: Operation, status: int, already_there: Sequence[int] = (), *, slot_may_return: bool = True
 ) -> Outcome:
-    """A detach that finds nothing (404) is in doubt where its slot may come back: the ledger thought that the product
-    was there, so the list must say, and a 404 that meant something else must not give a slot back. Where no slot may
-    come back (live), it took nothing away."""
+    """A detach that finds nothing (404) took nothing away. Where its slot may come back, it says besides that the
+    product is absent, which the ledger may not have known: then the list is asked, since a 404 that meant something
+    else must not give a slot back."""
     if 200 <= status < 300 or status in already_there:
         return Outcome.applied
     if operation == "detach" and status == 404 and slot_may_return:
-        return Outcome.in_doubt
+        return Outcome.absent
     return Outcome.not_applied if 400 <= status < 500 else Outcome.in_doubt
 
 

@@ -262,6 +262,9 @@ async def _forward_and_settle(
                 gate.takeovers.add(session_id, decision.id, gave)
         elif steps and outcome is Outcome.applied:
             settled = gate.settlements.commit(session_id, decision.id, event, steps, fresh_state if look else None)
+        elif steps and outcome is Outcome.absent:
+            absent = [Step(step.kind, step.product_id, applied=False) for step in steps]
+            settled = gate.settlements.commit(session_id, decision.id, event, absent)
         elif steps and outcome is Outcome.not_applied:
             settled = gate.settlements.release(session_id, decision.id, len(steps))
         elif steps:

@@ -5,8 +5,8 @@
 -- ARGV[8…] triples: kind (t, g, s), "1" applied or "0", product ("" for s)
 --
 -- Reply  {"missing"}  the ledger has lost the session: open it, and say so again
---        {"settled" or "pending", used}  pending: a slot could not be given back yet, the reconciler looks
--- Events the event given, with the products that were applied (p), and for a replace what left (x)
+--        {"settled" or "pending", used}  pending: what is attached now is not sure yet, the reconciler looks
+-- Events the event given, with the products that were applied (p), and for a replace what left (x); started once
 -- Keeps  a product that the upstream has, has a slot, whatever became of its record meanwhile (rules 2, 3, 5)
 
 local seen, applied, gone, left = ARGV[5], {}, {}, 0
@@ -14,28 +14,50 @@ local records = (#ARGV - 7) / 3
 if not field('s') then
   return {'missing'}
 end
+local found, products, known = {}, {}, false
+for n = 0, records - 1 do
+  local record = read_record(n)
+  if record then
+    found[n] = record
+    products[#products + 1] = record.product
+    known = known or not record.doubt
+  end
+end
+if not known and said_lately(ARGV[7]) then
+  return {#products > 0 and 'pending' or 'settled', count('u')}
+end
 local version = next_version()
-unlend(operation, record_products(operation, records))
+unlend(operation, products)
 
 for n = 0, records - 1 do
   local kind, yes, product = ARGV[8 + 3 * n], ARGV[9 + 3 * n] == '1', ARGV[10 + 3 * n]
-  local record = read_record(n)
+  local record = found[n]
+  local slot = kind ~= 's' and slot_of(product) or nil
   local concluded, news = true, record ~= nil
   if kind == 't' and record then
-    drop_hold(product, yes, version)
+    if yes and slot and (slot.flag == 'd' or (slot.flag == 'a' and record.doubt)) then
+      confirm(product, slot, version)
+      concluded = false
+    else
+      drop_hold(product, yes, version)
+    end
   elseif kind == 't' and yes then
-    local slot = slot_of(product)
     if not slot or slot.flag ~= 'a' then
       take_slot(product, slot, version, true)
+      confirm(product, slot_of(product), version)
       concluded, news = false, true
     end
   elseif kind == 'g' and yes then
-    local slot = slot_of(product)
-    news = news or (slot ~= nil and slot.flag ~= 'r')
-    concluded = give_back(product, record and record.generation or -1, seen)
-  elseif kind == 's' and record then
-    add('g', -1)
-    if yes and field('s') == 'p' then
+    news = slot ~= nil and slot.flag ~= 'r'
+    concluded = give_back(product, record and record.generation or -1, seen, version)
+  elseif kind == 'g' and slot and slot.flag == 'a' and not is_live() then
+    concluded = false
+  elseif kind == 's' then
+    if record then
+      add('g', -1)
+    end
+    news = field('s') == 'p'
+    if yes and news then
       redis.call('HSET', SESSION, 's', 'l')
     end
   end

@@ -7,7 +7,6 @@ if not field('s') then
   return {'missing'}
 end
 if field('s') ~= 'e' then
-  next_version()
   learn_state('e')
   keep()
 end

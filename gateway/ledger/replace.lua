@@ -1,5 +1,5 @@
--- replace: an old product is to make room for a new one. Before the start one slot passes from the old to the new in one
--- step: it is lent until the outcome is known. Once live, the new one must have a slot already, or need none.
+-- replace: an old product is to make room for a new one. Before the start one slot passes from the old to the new in
+-- one step: it is lent until the outcome is known. Once live, the new one must have a slot already, or need none.
 --
 -- ARGV[5] hold in ms   ARGV[6] cap, -1 for none   ARGV[7] state that the upstream says now (p, l, e)
 -- ARGV[8] old product   ARGV[9] new product   ARGV[10] "1" where the new product is foreign, else "0"
@@ -9,8 +9,9 @@
 --        {"held", used, state}                        also for a repeated call
 --        {"full" or "started", used, state, field, value, …}   refused: no slot left, or live
 -- Events refused
--- Record 0 gives the old product, record 1 takes the new one; either may be absent
--- Keeps  two slots count as one only while nobody else may attach either product, and no start is pending
+-- Record 0 gives the old product, record 1 takes the new one where that is foreign
+-- Keeps  two slots count as one only while nobody else may attach either product, and no start is pending. A start past
+--        the gateway while the replace is on its way can make both count: nothing here can know of it in time
 
 local hold, cap, seen, old, new, foreign = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9], ARGV[10] == '1'
 if not field('s') then
@@ -45,28 +46,22 @@ elseif foreign and needed > 0 and cap >= 0 then
   end
 end
 if refused then
-  if not (ARGV[11] == '1' and said_lately()) then
+  if not (ARGV[11] == '1' and said_lately('refused')) then
     event('refused', 'p', new, 'u', text(used), 'c', text(cap))
   end
   return everything({refused, used, state})
 end
 
-local version
-local gives = given and (not live or given.flag == 'h')
-if gives then
-  write_record(0, 'g', given.generation, old)
-end
+write_record(0, 'g', given and given.generation or 0, old)
 if foreign then
   pay(lent)
-  version = next_version()
+  local version = next_version()
   take_slot(new, taken, version, true)
   write_record(1, 't', version, new)
   if lends then
     lend(old, new)
   end
 end
-if foreign or gives then
-  due(foreign and 2 or 1, hold)
-end
+due(foreign and 2 or 1, hold)
 keep()
 return {'held', count('u'), state}

@@ -42,7 +42,7 @@ if values[3] then
   lent, payments = lendings(products)
 end
 if cap >= 0 and needed + payments > 0 and used + needed + payments > cap then
-  if not (ARGV[7] == '1' and said_lately()) then
+  if not (ARGV[7] == '1' and said_lately('refused')) then
     event('refused', 'p', table.concat(products, ' '), 'u', text(used), 'c', text(cap))
   end
   return everything({'full', used, state})

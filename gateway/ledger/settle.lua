@@ -1,7 +1,8 @@
 -- settle: the upstream's list says what became of an operation in doubt.
 --
--- Asked after a claim, when the upstream can no longer apply the operation, the list is the last word. Asked earlier (no
--- lease), it is believed only where it shows that the operation was applied: what it does not show may still come.
+-- Asked after a claim, when the upstream can no longer apply the operation, the list is the last word. Asked earlier
+-- (no lease), it is believed only where it shows that this very operation was applied: what it does not show, or what
+-- another operation may have done, may still come.
 --
 -- ARGV[5] lease (the fence), "" for an early look   ARGV[6] number of records
 -- ARGV[7] state of the session, looked at after the list
@@ -24,32 +25,44 @@ if not field('s') then
   return {'settled', 0, 0, 0}
 end
 
--- Whether another operation may have taken the product away: then a list without it does not say that it never was there.
-local function given_elsewhere(product)
+-- What another operation that does the opposite (kind g to an attach, t to a detach) may do to a product, or have done:
+-- 'asked' while its own gateway still waits for the answer, 'doubt' where nobody does, nil where there is none.
+local function opposed(product, kind)
+  local found
   local fields = redis.call('HGETALL', SESSION)
   for i = 1, #fields, 2 do
-    if string.sub(fields[i], 1, 1) == 'h' and string.find(fields[i], 'h' .. operation .. '.', 1, true) ~= 1 then
-      local kind, other = string.match(fields[i + 1], '^(%a)%d*:(.*)$')
-      if (kind == 'g' or kind == 'G') and other == product then
-        return true
+    local name, value = fields[i], fields[i + 1]
+    if string.sub(name, 1, 1) == 'h' and string.find(name, 'h' .. operation .. '.', 1, true) ~= 1 then
+      local letter, other = string.match(value, '^(%a)%d*:(.*)$')
+      if other == product and letter == kind then
+        return 'asked'
+      elseif other == product and letter == string.upper(kind) then
+        found = 'doubt'
       end
     end
   end
-  return false
+  return found
+end
+
+-- Whether the list shows that this operation was applied, and no other: nobody else may have attached, or taken away.
+local function shown(record, slot, listed)
+  if record.kind == 's' then
+    return seen == 'l' or seen == 'e'
+  elseif record.kind == 't' then
+    return listed and slot and slot.flag == 'h' and slot.holders == 1
+  end
+  return not listed and seen == 'p' and slot and slot.flag == 'a' and slot.holders == 0
+    and not opposed(record.product, 'g')
 end
 
 local asked, open = {}, 0
 for i = 8, #ARGV, 3 do
   local n, listed = tonumber(ARGV[i]), ARGV[i + 2] == '1'
   local record = read_record(n)
-  if record then
-    local shown = (record.kind == 't' and listed) or (record.kind == 'g' and not listed and seen == 'p')
-      or (record.kind == 's' and seen ~= 'p')
-    if not early or (record.doubt and shown) then
-      asked[#asked + 1] = {n = n, record = record, listed = listed, generation = ARGV[i + 1]}
-    else
-      open = open + 1
-    end
+  if record and (not early or (record.doubt and shown(record, slot_of(record.product), listed))) then
+    asked[#asked + 1] = {n = n, record = record, listed = listed, generation = ARGV[i + 1]}
+  elseif record then
+    open = open + 1
   end
 end
 if early and #asked == 0 then
@@ -57,45 +70,61 @@ if early and #asked == 0 then
 end
 
 learn_state(seen)
+local live = seen ~= 'p' or field('s') ~= 'p'
 local version = next_version()
 local committed, released, stale = {}, {}, 0
 unlend(operation, record_products(operation, records))
 
+-- A product that the list does not have and whose slot lives by its holders alone. Live, it may have come and gone:
+-- false where that will be known later.
+local function judge_unseen(record, slot)
+  local other = live and opposed(record.product, record.kind == 't' and 'g' or 't')
+  if other == 'asked' then
+    return false
+  end
+  if other or (not live and record.kind == 'g') then
+    slot.flag = other and 'r' or 'd'
+    slot.generation = version
+    write_slot(record.product, slot)
+  end
+  if record.kind == 't' then
+    drop_hold(record.product, false, version)
+  end
+  return true
+end
+
 for _, ask in ipairs(asked) do
   local record, slot = ask.record, slot_of(ask.record.product)
+  local concluded = true
   if record.kind == 's' then
     add('g', -1)
-    delete_record(ask.n)
   elseif slot and text(slot.generation) ~= ask.generation then
-    stale = stale + 1
+    concluded = false
+  elseif slot and ask.listed then
+    if record.kind == 't' then
+      drop_hold(record.product, true, version)
+    elseif slot.flag ~= 'a' then
+      confirm(record.product, slot, version)
+    end
+  elseif slot and held_only(slot) then
+    concluded = judge_unseen(record, slot)
+  elseif slot then
+    if record.kind == 't' then
+      drop_hold(record.product, false, version)
+    end
+    concluded = give_back(record.product, slot.generation, seen, version)
+    if not concluded then
+      write_record(ask.n, 'G', slot.generation, record.product)
+    end
+  end
+  if concluded then
+    delete_record(ask.n)
   else
-    local generation = slot and slot.generation
-    if slot and slot.flag == 'h' and not ask.listed and is_live()
-      and (record.kind == 'g' or given_elsewhere(record.product)) then
-      slot.flag = 'r'
-      write_slot(record.product, slot)
-    end
-    if record.kind == 't' then
-      drop_hold(record.product, ask.listed, version)
-    end
-    slot = slot_of(record.product)
-    local concluded = true
-    if slot and ask.listed and slot.flag ~= 'a' then
-      slot.flag = 'a'
-      write_slot(record.product, slot)
-    elseif slot and not ask.listed and slot.flag ~= 'h' then
-      concluded = give_back(record.product, generation, seen)
-    end
-    if concluded then
-      delete_record(ask.n)
-    else
-      stale = stale + 1
-      write_record(ask.n, 'G', generation, record.product)
-    end
-    if record.kind == 't' then
-      local list = ask.listed and committed or released
-      list[#list + 1] = record.product
-    end
+    stale = stale + 1
+  end
+  if record.kind == 't' and (concluded or read_record(ask.n).kind == 'g') then
+    local list = ask.listed and committed or released
+    list[#list + 1] = record.product
   end
 end
 

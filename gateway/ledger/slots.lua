@@ -8,6 +8,14 @@
 -- product is attached, or it was used while the session was live. So a crash between any two steps leaves a record,
 -- the index of pending operations leads to it, and the slot stays taken until the upstream's list has answered.
 --
+-- The list shows what is, not what was. Before the start that is enough: a product that is not there does not count.
+-- Live, a product counts that came and went again; so an attach in doubt that the list does not show was not applied
+-- only if nothing may have taken the product away meanwhile. That is why every detach leaves a record, also one that
+-- gives no slot back and one of a product without a slot.
+--
+-- Confirmations cross. An attach may be applied before a detach and be confirmed after it. Where a detach is concluded
+-- while its product is held, the slot remembers it (d), and the next confirmation asks the list before it is believed.
+--
 -- The ledger stores facts, never verdicts: the cap comes with the call.
 --
 -- RULES FOR WHOEVER EDITS THIS
@@ -16,9 +24,11 @@
 -- 2. A slot is given back (`free_slot`) only where nothing holds it and the upstream is known not to have it, and
 --    in a session that is known to be preparing, or for a product that was never confirmed.
 -- 3. Whoever can't conclude leaves a record in doubt: the reconciler asks the list. Never guess.
--- 4. Every write raises `v`; a slot remembers the `v` of its last reserve or commit as its generation. What was read
---    before a question to the upstream may be acted on afterwards only where the generation is still the same.
--- 5. A step may be repeated: a record that is gone was settled, by this operation or by the reconciler.
+-- 4. Every write of a slot or of the state raises `v`; a slot remembers the `v` of its last reserve, commit or detach
+--    as its generation. What was read before a question to the upstream may be acted on afterwards only where the
+--    generation is still the same.
+-- 5. A step may be repeated: a record that is gone was settled, by this operation (then its event is among the latest)
+--    or by the reconciler.
 --
 -- KEYS of every script that has a session (all in one hash slot: the tag is the session's bucket)
 --   KEYS[1] session   hash, see below; expires `retention` after its last write
@@ -31,26 +41,32 @@
 --   s             state: p preparing, l live, e ended
 --   u             slots that count          v  writes so far
 --   w             pending lendings          g  pending starts          (both absent when 0)
---   p<product>    slot "since|generation|flag|holders": since in ms; flag h held only, a attached, r removed while
---                 it counts; holders = how many records take it
+--   p<product>    slot "since|generation|flag|holders": since in ms; flag h held only, d held only and detached before
+--                 the start meanwhile, a attached, r removed while it counts; holders = how many records take it
 --   w<product>    the operation that lends or borrows this product's slot
 --   h<op>.<n>     record n of an operation: kind, generation, ":", product. Kinds: t takes the slot, g gives it back,
 --                 s starts the session. In upper case: in doubt.
 --
--- TRANSITIONS of a slot          (holders counted in brackets; "look" = a record in doubt that is due at once)
---   asked              none         h[n]            a[n]            r[n]
---   reserve            h[1]         h[n+1]          a[n+1]          r[n+1]
---   commit, applied    look         a[n-1]          a[n-1]          a[n-1]
---   release, or        none         h[n-1], at 0    a[n-1]          r[n-1]
---     not applied                   given back
---   detached, live     none         r[n]            r[n]            r[n]
---   detached, before   none         h[n]            given back,     look
---     start, unchanged                              h[n] if held
---   detached, changed  none         look            look            look
---   listed             a[0]         a[n-1]          a               a
---   not listed         none         as release;     r live, else    r live, else
---                                   r live, if      as detached     given back
---                                   also detached
+-- TRANSITIONS of a slot. Holders in brackets; h and d without a holder are given back. "Look": a record in doubt that is
+-- due at once. "Live": known to be, or maybe.
+--   asked                     none      h[n]        d[n]        a[n]        r[n]
+--   reserve                   h[1]      h[n+1]      d[n+1]      a[n+1]      r[n+1]
+--   commit, applied           -         a[n-1]      a[n], look  a[n-1]      a[n-1]
+--     its record is gone      a, look   a, look     a, look     a[n]        a, look
+--   release, or not applied   none      h[n-1]      d[n-1]      a[n-1]      r[n-1]
+--   detached, live            none      r[n]        r[n]        r[n]        r[n]
+--     before the start        none      d[n]        d[n]        d[n]        -
+--     changed, or not known   none      a[n], look  a[n], look  a[n], look  r[n]
+--     not found               none      h[n]        d[n]        a[n], look  r[n]
+--   attach listed             -         a[n-1]      a[n-1]      a[n-1]      a[n-1]
+--     not, before the start   -         h[n-1]      d[n-1]      d[n-1]      -
+--     not, live               -         h[n-1] (1)  d[n-1] (1)  r[n-1]      r[n-1]
+--   detach listed             none      a[n]        a[n]        a[n]        a[n]
+--     not, before the start   none      d[n]        d[n]        d[n]        -
+--     not, live               none      h[n] (2)    d[n] (2)    r[n]        r[n]
+--   adopted                   a[0]      a[n]        a[n]        a[n]        a[n]
+-- (1) r[n-1] if a detach of it is in doubt, and look again if one is on its way
+-- (2) r[n] if an attach of it is in doubt, and look again if one is on its way
 
 local SESSION, PENDING, EVENTS = KEYS[1], KEYS[2], KEYS[3]
 local session_id, operation = ARGV[1], ARGV[2]
@@ -116,6 +132,12 @@ local function free_slot(product)
   add('u', -1)
 end
 
+-- Whether the slot lives by its holders alone: the upstream is not known to have the product, nor to have had it while
+-- that counted.
+local function held_only(slot)
+  return slot.flag == 'h' or slot.flag == 'd'
+end
+
 -- One record less holds the slot; `applied`: the upstream has the product.
 local function drop_hold(product, applied, version)
   local slot = slot_of(product)
@@ -127,11 +149,18 @@ local function drop_hold(product, applied, version)
     slot.flag = 'a'
     slot.generation = version
   end
-  if slot.flag == 'h' and slot.holders == 0 then
+  if held_only(slot) and slot.holders == 0 then
     free_slot(product)
   else
     write_slot(product, slot)
   end
+end
+
+-- The upstream has, or had, the product: whatever the list says next, its slot does not live by its holders alone.
+local function confirm(product, slot, version)
+  slot.flag = 'a'
+  slot.generation = version
+  write_slot(product, slot)
 end
 
 -- A replace before the start lends the old product's slot to the new one: two slots that count as one, until the
@@ -222,15 +251,16 @@ local function event(kind, ...)
   redis.call('PEXPIRE', EVENTS, ARGV[3])
 end
 
--- Whether this operation's event is among the bucket's latest: how a refusal, which leaves nothing else behind, knows
--- that it was repeated.
-local function said_lately()
+-- Whether this operation's event is among the bucket's latest: how a step that leaves nothing else behind (a refusal, a
+-- commit) knows that it is repeated.
+local function said_lately(kind)
   for _, entry in ipairs(redis.call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 64)) do
-    local fields = entry[2]
-    for i = 1, #fields, 2 do
-      if fields[i] == 'o' and fields[i + 1] == operation then
-        return true
-      end
+    local said = {}
+    for i = 1, #entry[2], 2 do
+      said[entry[2][i]] = entry[2][i + 1]
+    end
+    if said.o == operation and said.e == kind then
+      return true
     end
   end
   return false
@@ -255,33 +285,38 @@ end
 -- A live session that somebody started past the gateway: what the upstream says of it outweighs what we thought.
 local function learn_state(seen)
   if seen == 'l' and field('s') == 'p' then
+    next_version()
     redis.call('HSET', SESSION, 's', 'l')
     event('started', 'u', text(count('u')))
   elseif seen == 'e' and field('s') ~= 'e' then
+    next_version()
     redis.call('HSET', SESSION, 's', 'e')
     event('ended', 'u', text(count('u')))
   end
 end
 
--- The upstream no longer has a product whose slot may come back: true where that was concluded either way.
-local function give_back(product, asked_generation, seen)
+-- The upstream had a product and no longer has it. True where that is concluded, its slot given back or used for good;
+-- else a record must stay and look again.
+local function give_back(product, asked_generation, seen, version)
   local slot = slot_of(product)
   if not slot then
     return true
   end
+  local unchanged = slot.generation == asked_generation
   if seen == 'l' or seen == 'e' or field('s') ~= 'p' then
     slot.flag = 'r'
-    write_slot(product, slot)
-    return true
-  end
-  if seen ~= 'p' or field('g') or slot.generation ~= asked_generation or field('w' .. product) then
+  elseif seen ~= 'p' or field('g') or not unchanged or field('w' .. product) then
+    if held_only(slot) then
+      confirm(product, slot, version)
+    end
     return false
-  end
-  if slot.holders > 0 then
-    slot.flag = 'h'
-    write_slot(product, slot)
-  else
+  elseif slot.holders == 0 then
     free_slot(product)
+    return true
+  else
+    slot.flag = 'd'
   end
+  slot.generation = version
+  write_slot(product, slot)
   return true
 end

@@ -24,7 +24,9 @@ def test_every_status_means_one_thing(operation: Operation) -> None:
         outcome = of_status(operation, status)
         if 200 <= status < 300:
             assert outcome is Outcome.applied
-        elif 400 <= status < 500 and not (operation == "detach" and status == 404):
+        elif operation == "detach" and status == 404:
+            assert outcome is Outcome.absent
+        elif 400 <= status < 500:
             assert outcome is Outcome.not_applied
         else:
             assert outcome is Outcome.in_doubt, "what the contract does not name is not known"

@@ -92,6 +92,17 @@ async def test_a_detach_without_a_clear_answer_is_settled_by_the_list(world: Wor
     assert await world.used() == {"ally-2", "ally-3"}
 
 
+async def test_tidying_up_after_a_time_out_costs_no_place_once_live(world: World) -> None:
+    """Neither the attach was applied nor its detach, and the list never shows either."""
+    world.fault("timeout")
+    await world.attach("ally-1")
+    world.no_faults()
+    assert (await world.detach("ally-1")).status == 404
+    assert (await world.start()).status == 200
+    await world.settled()
+    assert await world.used() == set()
+
+
 async def test_an_own_product_is_detached_without_a_look(world: World) -> None:
     await world.attach("own-individual-1")
     await world.attach("ally-1")

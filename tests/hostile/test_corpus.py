@@ -222,6 +222,38 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(strict: Sit
     wire.close()
 
 
+@pytest.mark.parametrize(
+    ("pieces", "kept"),
+    [
+        ((b"17\r\n", b'{"product_id":"ally-9"}', b"\r\n", b"0\r\n\r\n"), True),
+        ((b'17\r\n{"product_id":"ally-9"}\r\n0\r\n', b"\r\n"), True),
+        ((b'17\r\n{"product_id":"ally-9"}\r\n0\r\n\r\n',), True),
+        ((b'17\r\n{"product_id":"ally-9"}\r\n0\r\n', b"X-Account-Id: shop-flagship\r\n\r\n"), False),
+        ((b'17\r\n{"product_id":"ally-9"}\r\n0\r\nX: ', b"0\r\n\r\n"), False),
+    ],
+)
+async def test_a_connection_is_kept_behind_chunks_and_ended_behind_trailers(
+    strict: Site, pieces: tuple[bytes, ...], kept: bool
+) -> None:
+    """aiohttp takes a request's last trailer for the first field of the next request."""
+    session_id = strict.new_session(SHOP, "chunks")
+    wire = await Wire.open(strict.gateway.port)
+    await wire.send(
+        b"POST /live/sessions/%b/products HTTP/1.1\r\nHost: gateway\r\nX-Account-Id: shop-individual\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" % session_id.encode()
+    )
+    for piece in pieces:
+        await wire.send(piece)
+        await asyncio.sleep(0.01)  # So that each mostly arrives by itself; the outcome is the same where it does not.
+    first = await wire.reply()
+    assert first is not None
+    assert first.status == 200
+    await wire.send(view_of(session_id, SHOP))
+    second = await wire.reply("GET")
+    wire.close()
+    assert (second is not None and second.status == 200) is kept
+
+
 async def test_without_the_gateway_the_corpus_does_harm() -> None:
     """The same bytes, sent to the lenient upstreams straight: what would be worth nothing if it were harmless there."""
     harmful: set[str] = set()

@@ -266,6 +266,8 @@ async def test_an_account_that_asks_too_often_is_told_when_to_come_back(limited:
         assert 1 <= int(replies[-1].field("retry-after") or 0) <= 2
     other = await many(limited, asks("limited-0", "creator-li", "192.0.2.9"), 1)
     assert other[0].status == 403
+    failed = [line for line in limited.gateway.lines() if line.get("event") == "failed"]
+    assert [(line["reason"], line["client"]) for line in failed] == [("not_session_owner", "192.0.2.9")]
     assert [line["kind"] for line in limited.gateway.lines() if line.get("event") == "limited"] == ["account"]
 
 

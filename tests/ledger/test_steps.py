@@ -48,8 +48,10 @@ async def test_a_session_of_three_products_takes_at_most_300_bytes_after_all_tha
 ) -> None:
     await attach(ledger, "a" * 14, *PRODUCTS[:3])
     contenders = [f"c{number:013}" for number in range(64)]
-    await asyncio.gather(*(ledger.reserve(SESSION, op, 3, PRODUCTS[:1]) for op in contenders[:8]))
-    await asyncio.gather(*(ledger.release(SESSION, op, 1) for op in contenders[:8]))
+    await asyncio.gather(*(ledger.reserve(SESSION, op, 3, PRODUCTS[:1]) for op in contenders))
+    await asyncio.gather(*(ledger.release(SESSION, op, 1) for op in contenders))
+    await ledger.reserve(SESSION, "b" * 14, None, [f"37651234567890{number:05}" for number in range(100)])
+    await ledger.release(SESSION, "b" * 14, 100)
     preparing = SessionState.preparing
     await ledger.replace(SESSION, "r" * 14, 3, preparing, PRODUCTS[0], PRODUCTS[3], foreign=True)
     steps = [Step("g", PRODUCTS[0]), Step("t", PRODUCTS[3])]
