@@ -11,6 +11,8 @@ from msgspec import Struct
 
 CAP_MESSAGE = "累计添加联盟商品数已达上限，请添加您店铺的商品喔~"
 ELSEWHERE_MESSAGE = "您的店铺类型暂不支持添加联盟商品，请添加自己店铺商品"
+ELSEWHERE_TRADITIONAL = "您的店鋪類型暫不支持添加聯盟商品，請添加自己店鋪商品"
+ELSEWHERE_ENGLISH = "Shops of your type can't add alliance products for now; please add products of your own shop."
 
 INDIVIDUAL, FLAGSHIP, CROSSBORDER = "shop-individual", "shop-flagship", "shop-crossborder"
 CREATOR, PURE_CREATOR, ENTERPRISE = "creator-li", "shop-purecreator", "shop-enterprise"
@@ -18,9 +20,10 @@ RACERS = 50
 
 
 class Step(Struct, frozen=True):
-    """`body` None: none is sent. `status`, `reason` and `detail` are what must come back (the last two where given).
-    `to_platform`: a test control of the platform, past the gateway. `used` and `doubtful`: what a session's view
-    must say. `wait`: asked again until it is as expected, for as many seconds."""
+    """`body` None: none is sent. `status`, `reason` and `detail` are what must come back (the last two where given);
+    `used` and `doubtful`, how many places the answer must say are used, and which of them are in doubt; `offered`, a
+    product that a list must have, and `listed`, all that it may have. `to_platform`: asked of the platform itself, past
+    the gateway. `wait_seconds`: asked again until it is as expected, so long."""
 
     says: str
     method: str
@@ -34,8 +37,9 @@ class Step(Struct, frozen=True):
     to_platform: bool = False
     used: int | None = None
     doubtful: tuple[str, ...] | None = None
-    hidden: str = ""
-    wait: float = 0.0
+    offered: str = ""
+    listed: tuple[str, ...] | None = None
+    wait_seconds: float = 0.0
 
 
 class Race(Struct, frozen=True):
@@ -47,10 +51,21 @@ class Race(Struct, frozen=True):
     winners: int
 
 
+class MerchantView(Struct, frozen=True):
+    """The session's places as a table: how many are `used`, by what, since when."""
+
+    says: str
+    session_id: str
+    account: str
+    used: int
+
+
 class Scene(Struct, frozen=True):
+    """`notice` names the rules that it shows."""
+
     title: str
     notice: str
-    steps: tuple[Step | Race, ...]
+    steps: tuple[Step | Race | MerchantView, ...]
 
 
 def _create(session_id: str, account: str = INDIVIDUAL) -> Step:
@@ -69,7 +84,8 @@ def _attach(session_id: str, product: str, says: str, account: str = INDIVIDUAL,
 
 
 def _full(session_id: str, product: str, says: str, account: str = INDIVIDUAL) -> Step:
-    return _attach(session_id, product, says, account, status=403, reason="foreign_cap_reached", detail=CAP_MESSAGE)
+    refused: dict[str, Any] = {"status": 403, "reason": "foreign_cap_reached", "detail": CAP_MESSAGE, "used": 3}
+    return _attach(session_id, product, says, account, **refused)
 
 
 def _view(session_id: str, says: str, **expected: Any) -> Step:
@@ -136,6 +152,7 @@ def story(run: str) -> tuple[Scene, ...]:
                 _attach(two, "ally-6", "Its place is free again"),
                 Step("The session goes live", "POST", f"/live/sessions/{two}/start"),
                 Step("Live: remove one", "DELETE", f"/live/sessions/{two}/products/ally-6", status=204),
+                _view(two, "Live: three places are used, though the cart holds two", used=3),
                 _full(two, "ally-7", "Live: its place is not free"),
                 _attach(two, "ally-6", "Live: the same product may come back"),
                 Step(
@@ -146,6 +163,7 @@ def story(run: str) -> tuple[Scene, ...]:
                     status=403,
                     reason="replace_after_start",
                 ),
+                Step("Live: remove another", "DELETE", f"/live/sessions/{two}/products/ally-5", status=204),
                 Step("The session ends", "POST", f"/live/sessions/{two}/end"),
                 _attach(two, "ally-3", "Nothing is attached to it any more", status=409, reason="session_ended"),
             ),
@@ -179,6 +197,7 @@ def story(run: str) -> tuple[Scene, ...]:
                     body={"product_id": "ally-1"},
                     status=403,
                     reason="foreign_not_allowed",
+                    detail=ELSEWHERE_ENGLISH,
                     language="en",
                 ),
                 Step(
@@ -188,10 +207,22 @@ def story(run: str) -> tuple[Scene, ...]:
                     body={"product_id": "ally-1"},
                     status=403,
                     reason="foreign_not_allowed",
-                    detail="您的店鋪類型暫不支持添加聯盟商品，請添加自己店鋪商品",
+                    detail=ELSEWHERE_TRADITIONAL,
                     language="zh-Hant",
                 ),
-                Step("What it may add", "GET", f"/accounts/{INDIVIDUAL}/showcase/addable", hidden="ally-"),
+                Step(
+                    "The platform's own list still offers ally-5, which was sold live",
+                    "GET",
+                    f"/accounts/{INDIVIDUAL}/showcase/addable",
+                    to_platform=True,
+                    offered="ally-5",
+                ),
+                Step(
+                    "The list as the merchant gets it: only products of its own",
+                    "GET",
+                    f"/accounts/{INDIVIDUAL}/showcase/addable",
+                    listed=tuple(f"own-individual-{n}" for n in range(1, 6)),
+                ),
             ),
         ),
         Scene(
@@ -218,7 +249,7 @@ def story(run: str) -> tuple[Scene, ...]:
                     },
                     to_platform=True,
                 ),
-                _attach(one, "ally-1", "Now it may add another shop's product", FLAGSHIP, wait=5.0),
+                _attach(one, "ally-1", "Now it may add another shop's product", FLAGSHIP, wait_seconds=5.0),
             ),
         ),
         Scene(
@@ -236,10 +267,27 @@ def story(run: str) -> tuple[Scene, ...]:
                 _view(five, "All three places count", used=3, doubtful=("ally-2", "ally-3")),
                 _full(five, "ally-4", "So nothing more gets in"),
                 _view(
-                    five, "Settled: what was applied counts, the other place is free", used=2, doubtful=(), wait=15.0
+                    five,
+                    "Settled: what was applied counts, the other place is free",
+                    used=2,
+                    doubtful=(),
+                    wait_seconds=15.0,
                 ),
                 _attach(five, "ally-4", "It can be used"),
                 _full(five, "ally-5", "And that was the third"),
+            ),
+        ),
+        Scene(
+            "What the merchant sees",
+            "N3, N5",
+            (
+                MerchantView(
+                    "The session that has ended: what was removed live is not in the cart, and counts",
+                    two,
+                    INDIVIDUAL,
+                    3,
+                ),
+                MerchantView("The session that the upstream failed in", five, INDIVIDUAL, 3),
             ),
         ),
     )

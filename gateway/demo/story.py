@@ -1,17 +1,25 @@
 """`attachgate demo`: the notice, played as a live-room client through a real gateway.
 
-Starts an embedded Redis, the reference platform and a gateway, plays the scenes over HTTP, prints each step with its
-answer as it happens, and says in red what came otherwise than expected. Ends with the merchant's view of a session.
+Starts an embedded Redis, the reference platform and a gateway, plays the scenes over HTTP, and prints each step with
+its answer as it happens. What comes otherwise than expected, no answer or one that can't be read included, is said in
+red and counted; it never ends the story. Whatever ends it, a signal or a reader that has left, all is closed again.
+Knows nothing of the notice: what is asked and expected stands in `scenes`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
+import os
 import signal
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -20,15 +28,23 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway import settings
-from gateway.demo import platform
-from gateway.demo.scenes import ENTERPRISE, INDIVIDUAL, RACERS, Race, Step, story
+from gateway.config import Config
+from gateway.demo import answers, platform, scenes
+from gateway.demo.answers import Answer, Body
+from gateway.demo.scenes import ENTERPRISE, INDIVIDUAL, RACERS, MerchantView, Race, Scene, Step
 from gateway.errors import ConfigurationError
+from gateway.policy.model import Policy
 from gateway.serve import Gateway
 from gateway.telemetry import configure_logging
 
-ASK_AGAIN_SECONDS = 0.2
+RUN: Final = "demo"
+ASK_AGAIN_SECONDS: Final = 0.2
+ANSWER_SECONDS: Final = 10.0
+MAX_PORT: Final = 65535
+INTERRUPTED: Final = 130
+_NO_ADDRESS: Final = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 
-_CONFIG = """
+_CONFIG: Final = """
 [listen]
 port = {port}
 admin_port = 0
@@ -59,158 +75,177 @@ class Player:
         self.steps = 0
         self.wrong = 0
 
-    async def play(self, run: str) -> None:
-        for number, scene in enumerate(story(run), start=1):
-            self._console.print(f"\n[bold cyan]{number}. {escape(scene.title)}[/] [dim]({scene.notice})[/]")
+    async def play(self, story: tuple[Scene, ...]) -> None:
+        for number, scene in enumerate(story, start=1):
+            self._console.print(f"\n[bold cyan]{number}. {escape(scene.title)}[/] [dim]({escape(scene.notice)})[/]")
             for step in scene.steps:
-                self.steps += 1
-                await (self._race(step) if isinstance(step, Race) else self._step(step))
+                await self.play_step(step)
 
-    async def _step(self, step: Step) -> None:
-        until = asyncio.get_running_loop().time() + step.wait
-        while True:
-            status, body = await self.ask(step)
-            problems = list(_problems(step, status, body))
-            if not problems or asyncio.get_running_loop().time() > until:
-                break
-            await asyncio.sleep(ASK_AGAIN_SECONDS)
-        self._print(step.says, f"{step.method} {step.path}{_short(step.body)}", status, _told(body))
-        self._judge(problems)
-
-    async def ask(self, step: Step) -> tuple[int, Any]:
-        headers = {} if step.to_platform else {"X-Account-Id": step.account}
-        if step.language:
-            headers["Accept-Language"] = step.language
-        base = self._platform_url if step.to_platform else self._gateway_url
-        async with self._http.request(step.method, base + step.path, json=step.body, headers=headers) as response:
-            return response.status, _decoded(await response.read())
-
-    async def _race(self, race: Race) -> None:
-        products = [f"race-{n}" for n in range(1, RACERS + 1)]
-        for product in products:
-            body = {"product_id": product, "shop_id": "ally-shop-1"}
-            await self.ask(Step("", "PUT", f"/_platform/products/{product}", body=body, to_platform=True))
-        path = f"/live/sessions/{race.session_id}/products"
-        attaches = [Step("", "POST", path, race.account, {"product_id": product}) for product in products]
-        answers = await asyncio.gather(*map(self.ask, attaches))
-        let_in = sum(status == 200 for status, _ in answers)
-        refused = sum(status == 403 for status, _ in answers)
-        _, journal = await self.ask(Step("", "GET", "/_platform/journal", to_platform=True))
-        entries = [entry for entry in journal["entries"] if entry["session_id"] == race.session_id]
-        applied = {entry["product_id"] for entry in entries if entry["operation"] == "attach"}
-        told = f"{let_in} let in, {refused} refused; the upstream's own journal has {', '.join(sorted(applied))}"
-        self._print(race.says, f"POST {path} x {RACERS}", 200, told)
-        problems = []
-        if (let_in, refused, len(applied)) != (race.winners, RACERS - race.winners, race.winners):
-            problems.append(f"expected exactly {race.winners} of {RACERS} to get in")
-        self._judge(problems)
-
-    def _print(self, says: str, request: str, status: int, told: str) -> None:
-        colour = "green" if status < 300 else "yellow" if status < 500 else "magenta"
-        self._console.print(f"   {escape(says)}")
-        self._console.print(f"     [dim]{escape(request)}[/] → [bold {colour}]{status}[/] {escape(told)}")
-
-    def _judge(self, problems: list[str]) -> None:
-        if problems:
-            self.wrong += 1
+    async def play_step(self, step: Step | Race | MerchantView) -> None:
+        match step:
+            case Race():
+                problems = await self._race(step)
+            case MerchantView():
+                problems = await self._merchant_view(step)
+            case Step():
+                problems = await self._step(step)
+        self.steps += 1
+        self.wrong += bool(problems)
         for problem in problems:
             self._console.print(f"     [bold red]not as expected: {escape(problem)}[/]")
 
-    async def merchant_view(self, session_id: str) -> None:
-        """What the merchant sees: how many places, used by what, since when."""
-        _, view = await self.ask(Step("", "GET", f"/_gateway/sessions/{session_id}"))
-        table = Table(title=f"{view['account_id']}, session {session_id}: {view['used']} of {view['cap']} places used")
-        for heading in ("product", "since", "in the cart", "in doubt"):
-            table.add_column(heading)
-        for slot in view["slots"]:
-            yes_no = ["yes" if slot[name] else "no" for name in ("attached", "in_doubt")]
-            table.add_row(slot["product_id"], slot["since"], *yes_no)
-        self._console.print()
-        self._console.print(table)
+    async def ask(self, step: Step) -> Answer:
+        """The answer; also where none comes, or not in time."""
+        headers = {} if step.to_platform else {"X-Account-Id": step.account}
+        if step.language:
+            headers["Accept-Language"] = step.language
+        url = (self._platform_url if step.to_platform else self._gateway_url) + step.path
+        try:
+            async with self._http.request(step.method, url, json=step.body, headers=headers) as response:
+                return answers.read(response.status, await response.read())
+        except TimeoutError:
+            return answers.none(f"no whole answer within {ANSWER_SECONDS:g} s")
+        except aiohttp.ClientError as error:
+            return answers.none(f"no answer: {error}")
+
+    async def _step(self, step: Step) -> list[str]:
+        until = asyncio.get_running_loop().time() + step.wait_seconds
+        while True:
+            answer = await self.ask(step)
+            problems = list(answers.problems(step, answer))
+            if not problems or asyncio.get_running_loop().time() >= until:
+                break
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
+        self._print_step(step, answer)
+        return problems
+
+    async def _race(self, race: Race) -> list[str]:
+        products = [f"race-{n}" for n in range(1, RACERS + 1)]
+        for product in products:
+            record = {"product_id": product, "shop_id": "ally-shop-1"}
+            await self.ask(Step("", "PUT", f"/_platform/products/{product}", body=record, to_platform=True))
+        path = f"/live/sessions/{race.session_id}/products"
+        attaches = [Step("", "POST", path, race.account, {"product_id": product}) for product in products]
+        came = await asyncio.gather(*map(self.ask, attaches))
+        let_in = {product for product, answer in zip(products, came, strict=True) if answer.status == 200}
+        statuses = Counter(answer.status for answer in came)
+        journal = (await self.ask(Step("", "GET", "/_platform/journal", to_platform=True))).body
+        applied = {
+            str(entry.product_id)
+            for entry in journal.entries
+            if (entry.session_id, entry.operation) == (race.session_id, "attach")
+        }
+        counts = ", ".join(f"{status} × {count}" for status, count in sorted(statuses.items()))
+        told = f"the platform's own journal has {', '.join(sorted(applied)) or 'none'}"
+        self._print(race.says, f"POST {path} × {RACERS}", counts, "green", told)
+        problems = []
+        if statuses != Counter({200: race.winners, 403: RACERS - race.winners}):
+            problems.append(f"expected exactly {race.winners} of {RACERS} let in (200), all others refused (403)")
+        if applied != let_in:
+            problems.append(f"expected the journal to have what was let in: {', '.join(sorted(let_in)) or 'none'}")
+        return problems
+
+    async def _merchant_view(self, view: MerchantView) -> list[str]:
+        """Prints the table where there is one."""
+        step = Step(view.says, "GET", f"/_gateway/sessions/{view.session_id}", view.account, used=view.used)
+        answer = await self.ask(step)
+        self._print_step(step, answer)
+        problems = list(answers.problems(step, answer))
+        if not problems:
+            self._console.print(_places(answer.body))
+        return problems
+
+    def _print_step(self, step: Step, answer: Answer) -> None:
+        status = answer.status
+        colour = "red" if not status else "green" if status < 300 else "yellow" if status < 500 else "magenta"
+        body = "" if step.body is None else " " + msgspec.json.encode(step.body).decode()
+        request = f"{step.method} {step.path}{body}"
+        self._print(step.says, request, str(status) if status else "-", colour, answer.told)
+
+    def _print(self, says: str, request: str, status: str, colour: str, told: str) -> None:
+        self._console.print(f"   {escape(says)}")
+        self._console.print(f"     [dim]{escape(request)}[/] → [bold {colour}]{status}[/] {escape(told)}")
 
 
-def _problems(step: Step, status: int, body: Any) -> Any:
-    """What came otherwise than the step expects, in words."""
-    if status != step.status:
-        yield f"expected status {step.status}, got {status}"
-        return
-    for name, wanted in (("reason", step.reason), ("detail", step.detail), ("used", step.used)):
-        if wanted not in ("", None) and body.get(name) != wanted:
-            yield f"expected {name} {wanted!r}, got {body.get(name)!r}"
-    if step.doubtful is not None:
-        doubtful = tuple(slot["product_id"] for slot in body["slots"] if slot["in_doubt"])
-        if doubtful != step.doubtful:
-            yield f"expected in doubt {step.doubtful}, got {doubtful}"
-    if step.hidden and step.hidden in str(body):
-        yield f"expected nothing with {step.hidden!r} in the list"
+def _places(view: Body) -> Table:
+    title = f"{view.account_id}, session {view.session_id}: {view.used} of {view.cap} places used"
+    table = Table("product", "since", "in the cart", "in doubt", title=title)
+    for slot in view.slots:
+        yes_no = ["yes" if is_so else "no" for is_so in (slot.attached, slot.in_doubt)]
+        table.add_row(slot.product_id, slot.since, *yes_no)
+    return table
 
 
-def _decoded(body: bytes) -> Any:
-    return msgspec.json.decode(body) if body else {}
-
-
-def _short(body: dict[str, Any] | None) -> str:
-    return " " + msgspec.json.encode(body).decode() if body is not None else ""
-
-
-def _told(body: Any) -> str:
-    """The part of an answer that a reader wants."""
-    if "detail" in body:
-        return f"{body['reason']}: {body['detail']}"
-    if "slots" in body:
-        slots = [slot["product_id"] + ("?" if slot["in_doubt"] else "") for slot in body["slots"]]
-        return f"{body['used']} of {body['cap']} used: {', '.join(slots)}"
-    if "products" in body:
-        return ", ".join(product["product_id"] for product in body["products"])
-    return ", ".join(body["attached"]) if "attached" in body else str(body.get("state", ""))
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """The default ends the program from within a task, past what has to be closed."""
+        raise BrokenPipeError
 
 
 async def _play(port: int, once: bool, console: Console) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    upstream = await platform.start()
-    try:
-        gateway = await Gateway.start(*_settings(port, upstream.url))
+    async with AsyncExitStack() as open_parts:
+        upstream = await platform.start()
+        open_parts.push_async_callback(upstream.close)
         try:
-            async with aiohttp.ClientSession() as http:
-                player = Player(console, http, gateway.url, upstream.url)
-                console.print(f"[bold]attachgate[/] at {gateway.url}, in front of a platform at {upstream.url}")
-                telling = asyncio.ensure_future(player.play("demo"))
-                stopping = asyncio.ensure_future(stop.wait())
-                await asyncio.wait({telling, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not telling.done():
-                    telling.cancel()
-                    return 130
-                await telling
-                await player.merchant_view("demo-5")
-                verdict = "[bold green]as expected[/]" if not player.wrong else f"[bold red]{player.wrong} not[/]"
-                console.print(f"\n{player.steps} steps, {verdict}.")
-                if not once:
-                    _invite(console, gateway, upstream.url)
-                    await stopping
-                stopping.cancel()
-                return 1 if player.wrong else 0
-        finally:
-            await gateway.close()
+            gateway = await Gateway.start(*_settings(port, upstream.url))
+        except OSError as error:
+            print(_cannot_start(port, error), file=sys.stderr)
+            return 2
+        open_parts.push_async_callback(gateway.close)
+        limit = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+        http = await open_parts.enter_async_context(aiohttp.ClientSession(timeout=limit))
+        player = Player(console, http, gateway.url, upstream.url)
+        console.print(f"[bold]attachgate[/] at {gateway.url}, in front of a platform at {upstream.url}")
+        if not await _ends_before(stop, player.play(scenes.story(RUN))):
+            return INTERRUPTED
+        verdict = "[bold green]as expected[/]" if not player.wrong else f"[bold red]{player.wrong} not as expected[/]"
+        console.print(f"\n{player.steps} steps, {verdict}.")
+        if not once:
+            _invite(console, gateway, upstream.url)
+            await stop.wait()
+        return 1 if player.wrong else 0
+
+
+async def _ends_before(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the work has ended before `stop` is set; then it is cancelled. Raises what the work raises."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return False
+        working.result()
+        return True
     finally:
-        await upstream.close()
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
 
 
-def _settings(port: int, upstream_url: str) -> Any:
+def _settings(port: int, upstream_url: str) -> tuple[Config, Policy]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gateway.toml"
         path.write_text(_CONFIG.format(port=port, upstream=upstream_url))
         return settings.load_all(path, {})
 
 
+def _cannot_start(port: int, error: OSError) -> str:
+    """asyncio puts its own words around the system's; a file that can't be had is named in the error."""
+    if error.errno in _NO_ADDRESS and error.filename is None:
+        return f"demo: port {port} can't be had ({os.strerror(error.errno)}); choose another with --port."
+    return f"demo: can't start: {error}"
+
+
 def _invite(console: Console, gateway: Gateway, platform_url: str) -> None:
-    console.print("\nAll of it stays up until Ctrl-C. To try:")
+    console.print(f"\nAll of it stays up until Ctrl-C: gateway {gateway.url}, its admin {gateway.admin_url},")
+    console.print(f"platform {platform_url}. To try:")
     own = f"-H 'X-Account-Id: {INDIVIDUAL}'"
     enterprise = f"-H 'X-Account-Id: {ENTERPRISE}' -H 'Content-Type: application/json'"
     new = f'{{"session_id":"mine","account_id":"{ENTERPRISE}"}}'
     for line in (
-        f"curl -s {own} {gateway.url}/_gateway/sessions/demo-5",
+        f"curl -s {own} {gateway.url}/_gateway/sessions/{RUN}-5",
         f"curl -s {enterprise} -d '{new}' {gateway.url}/live/sessions",
         f'curl -s {enterprise} -d \'{{"product_id":"ally-1"}}\' {gateway.url}/live/sessions/mine/products',
         f"curl -s {gateway.admin_url}/metrics",
@@ -220,13 +255,18 @@ def _invite(console: Console, gateway: Gateway, platform_url: str) -> None:
 
 
 def run(*, port: int, once: bool) -> int:
-    """Play the story; 0 where every step went as expected, 1 where one did not, 2 where it could not begin."""
+    """Play the story; 0 where every step went as expected, 1 where one did not, 2 where it could not begin, 130 where
+    it was interrupted. Raises `BrokenPipeError` where its reader has left."""
+    if not 0 <= port <= MAX_PORT:
+        print(f"demo: --port: expected a whole number from 0 to {MAX_PORT}, got {port}.", file=sys.stderr)
+        return 2
     configure_logging("error")
-    console = Console(soft_wrap=True, highlight=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that has no Chinese shows question marks; the story goes on.
+        sys.stdout.reconfigure(errors="replace")
     try:
-        return asyncio.run(_play(port, once, console))
-    except OSError as error:
-        print(f"demo: port {port} can't be had ({error.strerror}); choose another with --port.", file=sys.stderr)
+        return asyncio.run(_play(port, once, _Screen(soft_wrap=True, highlight=False)))
     except ConfigurationError as error:
-        print(f"demo: {error}", file=sys.stderr)
-    return 2
+        advice = "Put a redis-server or valkey-server that starts on PATH, and try again."
+        print(f"demo: can't start: {error}\n{advice}", file=sys.stderr)
+        return 2
