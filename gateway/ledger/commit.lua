@@ -27,7 +27,7 @@ if not known and said_lately(ARGV[7]) then
   return {#products > 0 and 'pending' or 'settled', count('u')}
 end
 local version = next_version()
-unlend(operation, products)
+local lent = unlend(operation, products)
 
 for n = 0, records - 1 do
   local kind, yes, product = ARGV[8 + 3 * n], ARGV[9 + 3 * n] == '1', ARGV[10 + 3 * n]
@@ -50,6 +50,9 @@ for n = 0, records - 1 do
   elseif kind == 'g' and yes then
     news = slot ~= nil and slot.flag ~= 'r'
     concluded = give_back(product, record and record.generation or -1, seen, version)
+    if lent then
+      yield_place(product, version)
+    end
   elseif kind == 'g' and slot and slot.flag == 'a' and not is_live() then
     concluded = false
   elseif kind == 's' then

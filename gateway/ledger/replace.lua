@@ -36,8 +36,11 @@ end
 
 local refused
 local lends = false
-if foreign and not taken and live and cap >= 0 then
+local yielded = taken and taken.flag == 'x' and cap >= 0 and used > cap
+if foreign and (not taken or yielded) and live and cap >= 0 then
   refused = 'started'
+elseif yielded then
+  refused = 'full'
 elseif foreign and needed > 0 and cap >= 0 then
   lends = not live and payments == 0 and old ~= new and given and given.holders == 0 and given.flag == 'a'
     and not field('w' .. old) and used <= cap

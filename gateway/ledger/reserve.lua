@@ -9,7 +9,7 @@
 --        {"full", used, state, field, value, …}   refused, nothing changed; the session's fields
 -- Events refused
 -- Keeps  slots that count never exceed the cap by a reserve, except where it falls during the session; a product that
---        has a slot needs no other
+--        has a slot needs no other, but for one whose place went to another product
 
 local hold, cap = tonumber(ARGV[5]), tonumber(ARGV[6])
 local names = {'s', 'u', 'w', 'h' .. operation .. '.0'}
@@ -31,17 +31,20 @@ if state == 'e' then
   return {'ended'}
 end
 
-local needed = 0
+local needed, yielded = 0, false
 for i = 1, #products do
-  if not values[4 + i] then
+  local slot = values[4 + i]
+  if not slot then
     needed = needed + 1
+  elseif string.find(slot, '|x|', 1, true) then
+    yielded = true
   end
 end
 local lent, payments = {}, 0
 if values[3] then
   lent, payments = lendings(products)
 end
-if cap >= 0 and needed + payments > 0 and used + needed + payments > cap then
+if cap >= 0 and (needed + payments > 0 or yielded) and used + needed + payments > cap then
   if not (ARGV[7] == '1' and said_lately('refused')) then
     event('refused', 'p', table.concat(products, ' '), 'u', text(used), 'c', text(cap))
   end

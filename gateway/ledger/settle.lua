@@ -51,7 +51,7 @@ local function shown(record, slot, listed)
   elseif record.kind == 't' then
     return listed and slot and slot.flag == 'h' and slot.holders == 1
   end
-  return not listed and seen == 'p' and slot and slot.flag == 'a' and slot.holders == 0
+  return not listed and seen == 'p' and slot and (slot.flag == 'a' or slot.flag == 'x') and slot.holders == 0
     and not opposed(record.product, 'g')
 end
 
@@ -73,7 +73,8 @@ learn_state(seen)
 local live = seen ~= 'p' or field('s') ~= 'p'
 local version = next_version()
 local committed, released, stale = {}, {}, 0
-unlend(operation, record_products(operation, records))
+local pair = record_products(operation, records)
+local lent = #pair == 2 and field('w' .. pair[1]) == operation
 
 -- A product that the list does not have and whose slot lives by its holders alone. Live, it may have come and gone:
 -- false where that will be known later.
@@ -93,12 +94,28 @@ local function judge_unseen(record, slot)
   return true
 end
 
-for _, ask in ipairs(asked) do
+-- A lent slot counts as two as soon as it is known what became of the new product, or that the old one is gone. The
+-- record of the new one is judged first.
+local function ends_lending(ask, slot)
+  local gone = not ask.listed and not live and slot and slot.holders == 0
+  if read_record(1) and not gone then
+    return false
+  end
+  unlend(operation, pair)
+  lent = false
+  return true
+end
+
+local replaces = lent
+for i = 1, #asked do
+  local ask = asked[replaces and #asked + 1 - i or i]
   local record, slot = ask.record, slot_of(ask.record.product)
   local concluded = true
   if record.kind == 's' then
     add('g', -1)
   elseif slot and text(slot.generation) ~= ask.generation then
+    concluded = false
+  elseif lent and ask.n == 0 and not ends_lending(ask, slot) then
     concluded = false
   elseif slot and ask.listed then
     if record.kind == 't' then
@@ -125,6 +142,17 @@ for _, ask in ipairs(asked) do
   if record.kind == 't' and (concluded or read_record(ask.n).kind == 'g') then
     local list = ask.listed and committed or released
     list[#list + 1] = record.product
+  end
+end
+
+if replaces and not read_record(1) then
+  unlend(operation, pair)
+  local slot, open_still = slot_of(pair[1]), read_record(0)
+  if slot and slot_of(pair[2]) and (open_still or slot.flag == 'r') then
+    yield_place(pair[1], version)
+    if open_still then
+      write_record(0, 'G', version, pair[1])
+    end
   end
 end
 

@@ -16,6 +16,10 @@
 -- Confirmations cross. An attach may be applied before a detach and be confirmed after it. Where a detach is concluded
 -- while its product is held, the slot remembers it (d), and the next confirmation asks the list before it is believed.
 --
+-- A replace passes one place to another product. Where nobody can say at once whether the old product counts all the
+-- same, two slots stand on that place: the old one (x) keeps others out, and lets its own product in only where the cap
+-- has room for both.
+--
 -- The ledger stores facts, never verdicts: the cap comes with the call.
 --
 -- RULES FOR WHOEVER EDITS THIS
@@ -42,14 +46,15 @@
 --   u             slots that count          v  writes so far
 --   w             pending lendings          g  pending starts          (both absent when 0)
 --   p<product>    slot "since|generation|flag|holders": since in ms; flag h held only, d held only and detached before
---                 the start meanwhile, a attached, r removed while it counts; holders = how many records take it
+--                 the start meanwhile, a attached, r removed while it counts, x replaced, and may count; holders = how
+--                 many records take it
 --   w<product>    the operation that lends or borrows this product's slot
 --   h<op>.<n>     record n of an operation: kind, generation, ":", product. Kinds: t takes the slot, g gives it back,
 --                 s starts the session. In upper case: in doubt.
 --
 -- TRANSITIONS of a slot. Holders in brackets; h and d without a holder are given back. "Look": a record in doubt that is
 -- due at once. "Live": known to be, or maybe.
---   asked                     none      h[n]        d[n]        a[n]        r[n]
+--   asked                     none      h[n]        d[n]        a[n]        r[n], x[n]
 --   reserve                   h[1]      h[n+1]      d[n+1]      a[n+1]      r[n+1]
 --   commit, applied           -         a[n-1]      a[n], look  a[n-1]      a[n-1]
 --     its record is gone      a, look   a, look     a, look     a[n]        a, look
@@ -65,6 +70,8 @@
 --     not, before the start   none      d[n]        d[n]        d[n]        -
 --     not, live               none      h[n] (2)    d[n] (2)    r[n]        r[n]
 --   adopted                   a[0]      a[n]        a[n]        a[n]        a[n]
+-- x goes where r goes and stays x where that stays r; before the start it goes where a goes. A replaced product whose slot
+-- was lent is x where it would be a or r.
 -- (1) r[n-1] if a detach of it is in doubt, and look again if one is on its way
 -- (2) r[n] if an attach of it is in doubt, and look again if one is on its way
 
@@ -171,6 +178,7 @@ local function lend(old, new)
   add('w', 1)
 end
 
+-- Returns whether it was lent.
 local function unlend(op, products)
   local ended = 0
   for _, product in ipairs(products) do
@@ -182,6 +190,17 @@ local function unlend(op, products)
   if ended == 1 then
     add('w', -1)
     add('u', 1)
+  end
+  return ended == 1
+end
+
+-- Two slots stand on the place of a replaced product: the old one's is no entitlement beyond the cap.
+local function yield_place(product, version)
+  local slot = slot_of(product)
+  if slot then
+    slot.flag = 'x'
+    slot.generation = version
+    write_slot(product, slot)
   end
 end
 
@@ -304,7 +323,7 @@ local function give_back(product, asked_generation, seen, version)
   end
   local unchanged = slot.generation == asked_generation
   if seen == 'l' or seen == 'e' or field('s') ~= 'p' then
-    slot.flag = 'r'
+    slot.flag = slot.flag == 'x' and 'x' or 'r'
   elseif seen ~= 'p' or field('g') or not unchanged or field('w' .. product) then
     if held_only(slot) then
       confirm(product, slot, version)

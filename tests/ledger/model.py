@@ -71,13 +71,15 @@ class Upstream:
 class Slot:
     """`known`: the upstream has it, as far as the ledger knows. `counted`: it came while that counts for good, or left
     while it counts. `crossed`: a detach was concluded while somebody held it. `touched`: when it was last written to in
-    a way that matters to whoever has read it before."""
+    a way that matters to whoever has read it before. `yielded`: its place was given to another by a replace, and
+    it may count all the same."""
 
     holders: set[tuple[str, int]] = field(default_factory=set)
     known: bool = False
     counted: bool = False
     crossed: bool = False
     touched: int = 0
+    yielded: bool = False
 
     @property
     def only_held(self) -> bool:
@@ -87,16 +89,27 @@ class Slot:
     def flag(self) -> str:
         if self.known:
             return "a"
+        if self.yielded:
+            return "x"
         return "r" if self.counted else "d" if self.crossed else "h"
 
     def attached(self) -> None:
-        self.known, self.counted, self.crossed, self.touched = True, False, False, next(_stamps)
+        self._become(known=True)
 
     def used_up(self) -> None:
-        self.known, self.counted, self.crossed, self.touched = False, True, False, next(_stamps)
+        self._become(counted=True, yielded=self.yielded)
 
     def removed(self) -> None:
-        self.known, self.counted, self.crossed, self.touched = False, False, True, next(_stamps)
+        self._become(crossed=True)
+
+    def yields(self) -> None:
+        self._become(counted=True, yielded=True)
+
+    def _become(
+        self, *, known: bool = False, counted: bool = False, crossed: bool = False, yielded: bool = False
+    ) -> None:
+        self.known, self.counted, self.crossed, self.yielded = known, counted, crossed, yielded
+        self.touched = next(_stamps)
 
 
 @dataclass
@@ -146,7 +159,8 @@ class Model:
             return "ended"
         lenders = self.lenders(products, op)
         needed = sum(product not in self.slots for product in products) + len(lenders)
-        if cap is not None and needed and self.used + needed > cap:
+        asks = needed or any(product in self.slots and self.slots[product].yielded for product in products)
+        if cap is not None and asks and self.used + needed > cap:
             self._say("refused", op, products)
             return "full"
         for lender in lenders:
@@ -171,7 +185,8 @@ class Model:
         if self.state == "ended":
             return "ended"
         lenders = self.lenders([new], op)
-        needs_slot = foreign and new not in self.slots
+        beyond = cap is not None and self.used > cap and new in self.slots and self.slots[new].yielded
+        needs_slot = foreign and (new not in self.slots or beyond)
         needed = needs_slot + len(lenders)
         lends = False
         if foreign and needed and cap is not None:
@@ -214,7 +229,7 @@ class Model:
         repeated = all(record.doubt for record in found.values()) and any(e[:2] == (event, op) for e in self.events)
         if repeated:
             return
-        self.lends.pop(op, None)
+        lent = self.lends.pop(op, None)
         came, went = set(), set()
         for number, (kind, product, yes) in enumerate(steps):
             record, slot = found.get(number), self.slots.get(product)
@@ -223,8 +238,10 @@ class Model:
                 news = yes and (record is not None or slot is None or not slot.known)
                 look = self._commit_attach(op, number, product, record, yes=yes)
             elif kind == "g" and yes:
-                news = slot is not None and not slot.counted
+                news = slot is not None and slot.flag != "r"
                 look = not self._gone(product, record.touched if record else -1, seen)
+                if lent and product in self.slots:
+                    self.slots[product].yields()
             elif kind == "g":
                 look = slot is not None and slot.known and not self.maybe_live
             else:
@@ -311,9 +328,9 @@ class Model:
             if not found:
                 return False
         self._learn(seen, op)
-        self.lends.pop(op, None)
         committed, released = set(), set()
-        for number, record in sorted(found.items()):
+        lent = self.lends.get(op)
+        for number, record in sorted(found.items(), reverse=lent is not None):
             was = record.kind
             if not self._settle_one(op, number, record, seen, touched[number], listed):
                 if was == "t" and record.kind == "g":
@@ -322,9 +339,18 @@ class Model:
             self._forget(op, number)
             if was == "t":
                 (committed if record.product in listed else released).add(record.product)
+        if lent and 1 not in self.records.get(op, {}):
+            self._replaced_in_part(op, *lent)
         if committed or released:
             self._say("settled", op, committed, released)
         return op not in self.records
+
+    def _replaced_in_part(self, op: str, old: str, new: str) -> None:
+        """It is known what became of the new product, and perhaps not of the old one."""
+        self.lends.pop(op, None)
+        unsure = 0 in self.records.get(op, {})
+        if old in self.slots and new in self.slots and (unsure or self.slots[old].flag == "r"):
+            self.slots[old].yields()
 
     def _settle_one(
         self, op: str, number: int, record: Record, seen: State, touched: int | None, listed: set[str]
@@ -335,6 +361,10 @@ class Model:
         if slot.touched != touched:
             return False
         live = seen != "preparing" or self.state != "preparing"
+        if op in self.lends and record.kind == "g" and product == self.lends[op][0]:
+            if 1 in self.records[op] and (product in listed or live or slot.holders):
+                return False
+            del self.lends[op]
         if product in listed:
             if record.kind == "t" or not slot.known:
                 slot.attached()
@@ -366,7 +396,7 @@ class Model:
         if record.kind == "t":
             return record.product in listed and slot.flag == "h" and len(slot.holders) == 1
         unseen = record.product not in listed and seen == "preparing"
-        return unseen and slot.known and not slot.holders and not self._others(op, record.product, "g")
+        return unseen and slot.flag in "ax" and not slot.holders and not self._others(op, record.product, "g")
 
     def _others(self, op: str, product: str, kind: Kind) -> list[Record]:
         others = (record for other, found in self.records.items() if other != op for record in found.values())

@@ -349,6 +349,64 @@ async def test_a_start_pays_for_a_lent_slot_where_there_is_room(redis_url: str) 
     await stage.close()
 
 
+@pytest.mark.parametrize("then", ["looked at again", "started first", "started first, by a replace"])
+async def test_a_replaced_product_is_no_place_for_a_fourth(full: Stage, then: str) -> None:
+    """The look after the answer failed: its slot stays, beside that of the product which has its place."""
+    await full.replace("swap", "a", "d")
+    full.upstream.replace("a", "d")
+    assert (await full.replaced("swap", "a", "d", None)).said == "pending"
+    assert await full.used() == 4
+    assert await full.reserve("old again", "a") == "full"
+    assert await full.replace("back", "b", "a") == "full"
+    assert await full.reserve("new again", "d") == "held"
+    await full.release("new again")
+    if then == "looked at again":
+        await full.reconcile("swap")
+        await full.is_settled("b", "c", "d")
+        return
+    await full.go_live()
+    await full.reconcile("swap")
+    await full.is_settled("a", "b", "c", "d")
+    if then == "started first":
+        assert await full.reserve("old again", "a") == "full"
+    else:
+        assert await full.replace("back", "b", "a") == "started"
+    full.cap = 4
+    assert await full.reserve("old again", "a") == "held"
+
+
+async def test_a_replaced_product_is_no_place_for_a_fourth_after_an_early_look(full: Stage) -> None:
+    """The new product is listed; the old one may have been detached by another, so that its slot stays for now."""
+    await full.replace("swap", "a", "d")
+    await full.doubt("swap", "g:a", "t:d")
+    await full.detach("away", "a")
+    full.upstream.replace("a", "d")
+    assert await full.look_early("swap") == "in_doubt"
+    assert await full.reserve("old again", "a") == "full"
+    await full.go_live()
+    assert await full.reserve("old again", "a") == "full"
+    await full.release("away")
+    for op in await full.pending():
+        await full.reconcile(op)
+    assert await full.reserve("old again", "a") == "full"
+
+
+async def test_a_lent_slot_stays_lent_while_neither_product_can_be_settled(full: Stage) -> None:
+    await full.replace("swap", "a", "d")
+    await full.doubt("swap", "g:a", "t:d")
+    look = await full.look(await full.claim("swap"))
+    full.upstream.replace("a", "d")
+    full.upstream.attach("a")  # past the gateway, for a moment
+    version = (await full.snapshot()).version
+    await full.ledger.adopt(full.session, "drift", version, PREPARING, sorted(full.upstream.attached))
+    full.upstream.detach("a")
+    assert (await full.settle(look)).said == "stale"
+    assert await full.reserve("old again", "a") == "full"
+    assert await full.start("start") == "unsettled"
+    await full.reconcile("swap")
+    await full.is_settled("b", "c", "d")
+
+
 @pytest.mark.parametrize("why", ["held", "in doubt", "already lent", "over the cap", "a start is pending"])
 async def test_a_slot_is_lent_only_where_nobody_else_can_make_two_of_it(full: Stage, why: str) -> None:
     if why in ("held", "in doubt"):
