@@ -67,7 +67,7 @@ for n = 0, records - 1 do
   if concluded then
     delete_record(n)
   else
-    write_record(n, string.upper(kind), version, product)
+    write_record(n, kind == 'g' and yes and 'K' or string.upper(kind), version, product)
     left = left + 1
   end
   if yes and news then

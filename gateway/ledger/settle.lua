@@ -36,7 +36,7 @@ local function opposed(product, kind)
       local letter, other = string.match(value, '^(%a)%d*:(.*)$')
       if other == product and letter == kind then
         return 'asked'
-      elseif other == product and letter == string.upper(kind) then
+      elseif other == product and (letter == string.upper(kind) or (letter == 'K' and kind == 'g')) then
         found = 'doubt'
       end
     end
@@ -50,6 +50,8 @@ local function shown(record, slot, listed)
     return seen == 'l' or seen == 'e'
   elseif record.kind == 't' then
     return listed and slot and slot.flag == 'h' and slot.holders == 1
+  elseif record.sure then
+    return not listed and seen == 'p'
   end
   return not listed and seen == 'p' and slot and (slot.flag == 'a' or slot.flag == 'x') and slot.holders == 0
     and not opposed(record.product, 'g')
@@ -131,7 +133,7 @@ for i = 1, #asked do
     end
     concluded = give_back(record.product, slot.generation, seen, version)
     if not concluded then
-      write_record(ask.n, 'G', slot.generation, record.product)
+      write_record(ask.n, (early and not record.sure) and 'G' or 'K', slot.generation, record.product)
     end
   end
   if concluded then
@@ -151,7 +153,7 @@ if replaces and not read_record(1) then
   if slot and slot_of(pair[2]) and (open_still or slot.flag == 'r') then
     yield_place(pair[1], version)
     if open_still then
-      write_record(0, 'G', version, pair[1])
+      write_record(0, 'K', version, pair[1])
     end
   end
 end

@@ -50,7 +50,7 @@
 --                 many records take it
 --   w<product>    the operation that lends or borrows this product's slot
 --   h<op>.<n>     record n of an operation: kind, generation, ":", product. Kinds: t takes the slot, g gives it back,
---                 s starts the session. In upper case: in doubt.
+--                 s starts the session. In upper case: in doubt. K: has given it, only when is not known
 --
 -- TRANSITIONS of a slot. Holders in brackets; h and d without a holder are given back. "Look": a record in doubt that is
 -- due at once. "Live": known to be, or maybe.
@@ -257,8 +257,8 @@ local function read_record(n)
     return nil
   end
   local kind, generation, product = string.match(value, '^(%a)(%d*):(.*)$')
-  return {kind = string.lower(kind), doubt = kind == string.upper(kind), generation = tonumber(generation) or 0,
-    product = product}
+  return {kind = kind == 'K' and 'g' or string.lower(kind), doubt = kind == string.upper(kind), sure = kind == 'K',
+    generation = tonumber(generation) or 0, product = product}
 end
 
 local function delete_record(n)

@@ -122,7 +122,7 @@ def decode_snapshot(items: Sequence[bytes]) -> Snapshot | None:
         if name[0] == "h":
             operation, _, number = name[1:].rpartition(".")
             head, _, product_id = value.decode().partition(":")
-            kind: Any = head[0].lower()
+            kind: Any = "g" if head[0] == "K" else head[0].lower()
             records.setdefault(operation, []).append(Record(int(number), kind, product_id, head[0].isupper()))
             if head[0].isupper():
                 doubtful.add(product_id)

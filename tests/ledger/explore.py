@@ -99,7 +99,7 @@ class World:
             model.state,
             tuple(sorted((product, slot.flag, tuple(sorted(slot.holders))) for product, slot in model.slots.items())),
             tuple(
-                (op, number, record.kind, record.product, record.doubt, (op, number) in fresh)
+                (op, number, record.kind, record.product, record.letter, (op, number) in fresh)
                 for op in sorted(model.records)
                 for number, record in sorted(model.records[op].items())
             ),

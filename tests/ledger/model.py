@@ -118,6 +118,11 @@ class Record:
     product: str
     touched: int = 0
     doubt: bool = False
+    sure: bool = False
+
+    @property
+    def letter(self) -> str:
+        return "K" if self.sure else self.kind.upper() if self.doubt else self.kind
 
 
 @dataclass
@@ -247,7 +252,8 @@ class Model:
             else:
                 news = yes and self.state == "preparing"
             if look:
-                self._record(op, number, Record(kind, product, self.touched(product) or 0, doubt=True))
+                sure = kind == "g" and yes
+                self._record(op, number, Record(kind, product, self.touched(product) or 0, doubt=True, sure=sure))
             else:
                 self._forget(op, number)
             if kind == "s" and yes and self.state == "preparing":
@@ -332,7 +338,7 @@ class Model:
         lent = self.lends.get(op)
         for number, record in sorted(found.items(), reverse=lent is not None):
             was = record.kind
-            if not self._settle_one(op, number, record, seen, touched[number], listed):
+            if not self._settle_one(op, number, record, seen, touched[number], listed, early=early):
                 if was == "t" and record.kind == "g":
                     released.add(record.product)
                 continue
@@ -351,9 +357,19 @@ class Model:
         unsure = 0 in self.records.get(op, {})
         if old in self.slots and new in self.slots and (unsure or self.slots[old].flag == "r"):
             self.slots[old].yields()
+            if unsure:
+                self.records[op][0].sure = self.records[op][0].doubt = True
 
     def _settle_one(
-        self, op: str, number: int, record: Record, seen: State, touched: int | None, listed: set[str]
+        self,
+        op: str,
+        number: int,
+        record: Record,
+        seen: State,
+        touched: int | None,
+        listed: set[str],
+        *,
+        early: bool,
     ) -> bool:
         product, slot = record.product, self.slots.get(record.product)
         if record.kind == "s" or slot is None:
@@ -383,7 +399,7 @@ class Model:
         self._drop(op, number, product)
         if self._gone(product, slot.touched, seen):
             return True
-        record.kind, record.touched = "g", slot.touched
+        record.kind, record.touched, record.doubt, record.sure = "g", slot.touched, True, record.sure or not early
         return False
 
     def _shown(self, op: str, record: Record, seen: State, listed: set[str]) -> bool:
@@ -391,6 +407,8 @@ class Model:
         slot = self.slots.get(record.product)
         if record.kind == "s":
             return seen != "preparing"
+        if record.sure:
+            return record.product not in listed and seen == "preparing"
         if slot is None:
             return False
         if record.kind == "t":

@@ -96,6 +96,28 @@ async def test_detached_in_preparation_while_an_attach_was_in_doubt_costs_nothin
 # Detach and start
 
 
+@pytest.mark.parametrize("by", ["a detach", "a replace"])
+async def test_a_start_right_after_the_removal_of_what_another_attach_may_have_touched(stage: Stage, by: str) -> None:
+    """An older attach was settled while the removal was on its way, a newer one is in doubt and comes to nothing: the
+    look before the start sees that the product is gone, and gone before the start."""
+    await stage.reserve("older", "x")
+    stage.upstream.attach("x")
+    await stage.doubt("older", "t:x")
+    await stage.reserve("newer", "x")
+    await stage.doubt("newer", "t:x")
+    if by == "a detach":
+        await stage.detach("away", "x")
+    else:
+        await stage.replace("away", "x", "own", foreign=False)
+    await stage.reconcile("older")
+    stage.upstream.detach("x")
+    assert (await stage.detached("away", "x", PREPARING)).said == "pending"
+    assert await stage.look_early("away") == "settled"
+    await stage.go_live()
+    await stage.reconcile("newer")
+    await stage.is_settled()
+
+
 @pytest.mark.parametrize("through", ["gateway", "gateway, answer lost", "past the gateway"])
 async def test_a_start_between_the_detachs_answer_and_its_step(full: Stage, through: str) -> None:
     await full.detach("away", "a")

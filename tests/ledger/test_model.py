@@ -472,8 +472,7 @@ class LedgerMachine(RuleBasedStateMachine):
             expected |= {"w" + product: op for product in pair}
         for op, found in model.records.items():
             for number, record in found.items():
-                letter = record.kind.upper() if record.doubt else record.kind
-                expected[f"h{op}.{number}"] = (letter, record.product)
+                expected[f"h{op}.{number}"] = (record.letter, record.product)
         assert {name: _read(name, value) for name, value in fields.items()} == expected
 
     @invariant()
