@@ -6,7 +6,7 @@
 --
 -- Reply  {"missing"} · {"ended"}
 --        {"untracked", used, state}  no slot
---        {"live", used, state}       the slot stays used
+--        {"stays", used, state}      live: the slot stays used
 --        {"asked", used, state}
 -- Events none
 
@@ -27,4 +27,4 @@ end
 if not slot then
   return {'untracked', used, state}
 end
-return {is_live() and 'live' or 'asked', used, state}
+return {is_live() and 'stays' or 'asked', used, state}

@@ -27,9 +27,9 @@ _DETACH, _REPLACE, _START, _END = Script("detach"), Script("replace"), Script("s
 _SNAPSHOT, _ADOPT, _SETTLE = Script("snapshot"), Script("adopt"), Script("settle")
 _CLAIM, _POSTPONE, _READY = (Script(name, shared=False) for name in ("claim", "postpone", "ready"))
 
-_TOOK = ("held", "asked")
+_TOOK = ("held", "asked", "stays", "untracked")
 _NOT_REPLICATED = (
-    "No replica of Redis has confirmed the slot in time, and ledger.durability asks for one; see to the replicas."
+    "No replica of Redis has confirmed the step in time, and ledger.durability asks for one; see to the replicas."
 )
 
 _STATES = {b"p": SessionState.preparing, b"l": SessionState.live, b"e": SessionState.ended}
@@ -227,8 +227,9 @@ class Ledger:
         return await self._step(_DOUBT, session_id, operation, *arguments)
 
     async def detach(self, session_id: str, operation: str, product_id: str) -> Answer:
-        """`asked`, `live`, `untracked`, `missing` or `ended`."""
-        return await self._step(_DETACH, session_id, operation, self._hold_ms, product_id)
+        """`asked`, `stays`, `untracked`, `missing` or `ended`."""
+        arguments = (self._hold_ms, product_id)
+        return await self._take(_DETACH, session_id, operation, arguments, arguments)
 
     async def replace(
         self,

@@ -181,7 +181,7 @@ class Model:
             self._record(op, 0, Record("g", product, self.touched(product) or 0))
         if product not in self.slots:
             return "untracked"
-        return "live" if self.maybe_live else "asked"
+        return "stays" if self.maybe_live else "asked"
 
     def replace(self, op: str, cap: int | None, seen: State, old: str, new: str, *, foreign: bool) -> str:
         if op in self.records:

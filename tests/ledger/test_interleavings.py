@@ -149,7 +149,7 @@ async def test_a_detach_whose_look_failed_is_looked_at_again(full: Stage) -> Non
 
 async def test_live_what_was_removed_counts_and_may_come_back(full: Stage) -> None:
     await full.go_live()
-    assert await full.detach("away", "a") == "live"
+    assert await full.detach("away", "a") == "stays"
     full.upstream.detach("a")
     await full.detached("away", "a", None)
     assert await full.reserve("other", "d") == "full"
@@ -555,7 +555,7 @@ async def test_live_attached_and_gone_again_with_both_answers_lost(stage: Stage,
     stage.upstream.attach("x")
     await stage.doubt("attach", "t:x")
     if not detach.startswith("of an unknown"):
-        assert await stage.detach("away", "x") == "live"
+        assert await stage.detach("away", "x") == "stays"
     stage.upstream.detach("x")
     if detach == "in doubt":
         await stage.doubt("away", "g:x")
