@@ -6,7 +6,12 @@ BIN := $(VENV)/bin
 # Of each of the two fuzzers, one after the other.
 FUZZ_SECONDS ?= 300
 
-.PHONY: demo test check fuzz clean
+# Of one chaos run; a seed is drawn where none is given, and STORE=sentinel fails Redis over.
+CHAOS_SECONDS ?= 600
+STORE ?= standalone
+SEED ?=
+
+.PHONY: demo test check chaos mutants fuzz clean
 
 demo: $(VENV)/ready
 	$(BIN)/attachgate demo
@@ -19,6 +24,13 @@ check: $(VENV)/ready
 	$(BIN)/ruff check gateway tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: $(VENV)/ready
+	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) --store $(STORE) $(if $(SEED),--seed $(SEED))
+
+# Every bug planted in turn: the chaos run must find each.
+mutants: $(VENV)/ready
+	$(BIN)/python -m tests.chaos --mutants $(if $(SEED),--seed $(SEED))
 
 # Without the coverage-guided fuzzer (there is no wheel for every platform), Hypothesis takes its place.
 fuzz: $(VENV)/ready
