@@ -210,7 +210,7 @@ class TestTheFiveQuestions:
         assert "N9" not in notices(problem)
 
     def test_the_list_of_slots_is_bounded(self) -> None:
-        slots = [SlotView(f"p{n}", "2026-07-03T12:00:00.000Z", True) for n in range(40)]
+        slots = tuple(SlotView(f"p{n}", "2026-07-03T12:00:00.000Z", True) for n in range(40))
         problem = refuse(verdict=verdict(cap=40), used=40, slots=slots, language="en")
         assert problem.help
         assert problem.help[0].title.endswith("p9 added 07-03 20:00:00; 30 more (Beijing time)")

@@ -14,8 +14,8 @@ from gateway.ledger.steps import Slot, Snapshot
 from gateway.refusals import PolicyReason, SlotView
 
 
-def slot_views(slots: Iterable[Slot]) -> list[SlotView]:
-    return [_slot_view(slot.product_id, slot.since_ms, slot.attached) for slot in slots]
+def slot_views(slots: Iterable[Slot]) -> tuple[SlotView, ...]:
+    return tuple([_slot_view(slot.product_id, slot.since_ms, slot.attached) for slot in slots])
 
 
 @lru_cache(maxsize=65_536)

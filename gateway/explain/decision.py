@@ -35,7 +35,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     session_id: str
     state: SessionState
     used: int
-    slots: Sequence[SlotView]
+    slots: tuple[SlotView, ...]
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +69,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     cap: int | UnsetType = UNSET
     used: int | UnsetType = UNSET
     remaining: int | UnsetType = UNSET
-    slots: Sequence[SlotView] | UnsetType = UNSET
+    slots: tuple[SlotView, ...] | UnsetType = UNSET
     help: Sequence[Help] = ()
 
 

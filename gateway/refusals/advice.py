@@ -1,8 +1,7 @@
 """What a refused merchant can know and do: the answers to the notice's five questions, chosen by the case.
 
 Every list answers by itself: why, what used the places and when, when they are free again, what may be
-changed, and why another account still can. Static sentences are made once per case; only the line with the
-slots is put together for each answer.
+changed, and why another account still can. It is made once per case: a full session is refused over and over.
 """
 
 from __future__ import annotations
@@ -119,25 +118,25 @@ def _places(cap: int, used: int, slots: Sequence[SlotView], state: SessionState 
     return Help(title, "N3" if state is SessionState.preparing else "N5")
 
 
+@lru_cache(maxsize=8192)
 def advise(
-    *,
     reason: str,
     rule: str,
     surface: Surface,
     language: Language,
-    now: float,
+    pure_creator_on_offer: bool,
     cap: int | None,
     used: int | None,
-    slots: Sequence[SlotView],
+    slots: tuple[SlotView, ...],
     state: SessionState | None,
-) -> list[Help]:
-    """The help of a refusal by the rules, most telling first. `now` is in seconds since the epoch; `state` is
-    None where it is not known or there is no session."""
+) -> tuple[Help, ...]:
+    """The help of a refusal by the rules, most telling first. `state` is None where it is not known or there is no
+    session."""
     remaining = None if cap is None or used is None else max(cap - used, 0)
-    static = _static(reason, rule, surface, state, remaining, language, now < PURE_CREATOR_OFFER_ENDS)
+    static = _static(reason, rule, surface, state, remaining, language, pure_creator_on_offer)
     if not cap or used is None:
-        return list(static)
-    return [_places(cap, used, slots, state, language), *static]
+        return static
+    return (_places(cap, used, slots, state, language), *static)
 
 
 _OF_ERROR = {

@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 from gateway.errors import GatewayError
 from gateway.policy.model import SessionState, Surface, Verdict
 from gateway.refusals import texts
-from gateway.refusals.advice import Help, SlotView, advise, advise_error
+from gateway.refusals.advice import PURE_CREATOR_OFFER_ENDS, Help, SlotView, advise, advise_error
 from gateway.refusals.language import DEFAULT_LANGUAGE, Language
 
 PolicyReason = Literal["foreign_cap_reached", "foreign_not_allowed", "replace_after_start"]
@@ -52,8 +52,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     used: int | UnsetType = UNSET
     remaining: int | UnsetType = UNSET
     products: list[ProductVerdict] | UnsetType = UNSET
-    slots: list[SlotView] | UnsetType = UNSET
-    help: list[Help] | UnsetType = UNSET
+    slots: Sequence[SlotView] | UnsetType = UNSET
+    help: Sequence[Help] | UnsetType = UNSET
 
 
 class Answer(NamedTuple):
@@ -97,7 +97,7 @@ def refuse_policy(
     session_id: str | None = None,
     state: SessionState | None = None,
     used: int | None = None,
-    slots: Sequence[SlotView] = (),
+    slots: tuple[SlotView, ...] = (),
 ) -> Problem:
     """The refusal (403) of foreign products by the rules.
 
@@ -126,18 +126,8 @@ def refuse_policy(
         used=UNSET if used is None else used,
         remaining=remaining,
         products=_products(products),
-        slots=list(slots),
-        help=advise(
-            reason=reason,
-            rule=rule,
-            surface=surface,
-            language=language,
-            now=now,
-            cap=cap,
-            used=used,
-            slots=slots,
-            state=state,
-        ),
+        slots=slots,
+        help=advise(reason, rule, surface, language, now < PURE_CREATOR_OFFER_ENDS, cap, used, slots, state),
     )
 
 
@@ -176,7 +166,7 @@ def refuse_error(
         session_id=_set(session_id),
         decision_id=_set(decision_id),
         products=_products(products) if products else UNSET,
-        help=list(advise_error(reason, language)) or UNSET,
+        help=advise_error(reason, language) or UNSET,
     )
 
 
