@@ -5,6 +5,9 @@ fields in plain ASCII, a Content-Length that is exactly what follows, nothing ab
 Whatever differs in a single byte goes to aiohttp. What it recognises is read by the same `reading` package, judged by
 the same admission and forwarded by the same pool as on the other way, so the two can't disagree: a test sends the same
 requests both ways.
+
+A client repeats its header fields with each request, byte for byte but for the length. What such a block was read as is
+remembered, for the rules that it was read by.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from time import time
+
+from msgspec import Struct
 
 from gateway import refusals
 from gateway.admission.decision import Decision, Header, Reply
@@ -37,6 +42,8 @@ _UNUSUAL = frozenset(
     )
 )
 _WITHOUT_BODY = frozenset((204, 304))
+MAX_HEADS = 2048
+MAX_HEAD_BYTES = 1024
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
@@ -64,6 +71,16 @@ class PlainIncoming:
         return self.headers.forward + forwarding(self.peer_ip, self.scheme, self.headers)
 
 
+class _Head(Struct, frozen=True, gc=False):
+    """A block of header fields as these rules read it. `headers` is None where it is not of the plain form.
+    `length`: of the body, in bytes."""
+
+    rules: Rules
+    fields: Sequence[Header]
+    headers: Headers | None
+    length: int
+
+
 class FastLane:
     """`rules` gives what requests are read by now; `answer` is the dispatcher's, which never fails."""
 
@@ -76,34 +93,35 @@ class FastLane:
         self._rules = rules
         self._answer = answer
         self._wall_clock = wall_clock
+        self._heads: dict[bytes, _Head] = {}
 
     def recognise(self, data: bytes, peer_ip: str, scheme: str) -> PlainIncoming | None:
         """The attach that these bytes are, whole and nothing else; None for anything that is not the plain form."""
         found = _HEAD.match(data)
         if found is None:
             return None
-        fields: list[Header] = []
-        length = b""
-        for line in found[2][:-2].split(b"\r\n"):
-            name, _, value = line.partition(b": ")
-            lower = name.lower()
-            if lower in _UNUSUAL or (lower == b"connection" and value != b"keep-alive"):
-                return None
-            if lower == b"content-length":
-                length = value
-            fields.append((name, value))
         body = data[found.end() :]
         rules = self._rules()
-        if len(body) > rules.config.listen.max_body_bytes or not _LENGTH.fullmatch(length) or int(length) != len(body):
+        head = self._head(found[2], rules)
+        if head.headers is None or head.length != len(body) or head.length > rules.config.listen.max_body_bytes:
             return None
         try:
-            headers = rules.headers.read(fields, (1, 1))
             match = rules.matcher.match("POST", read_target(found[1].decode("ascii"), method="POST"))
         except GatewayError:
             return None
         if match is None or match.route.operation != "attach":
             return None
-        return PlainIncoming(match, headers, fields, body, peer_ip, scheme)
+        return PlainIncoming(match, head.headers, head.fields, body, peer_ip, scheme)
+
+    def _head(self, block: bytes, rules: Rules) -> _Head:
+        head = self._heads.get(block)
+        if head is None or head.rules is not rules:
+            head = _read_head(block, rules)
+            if len(block) <= MAX_HEAD_BYTES:
+                if len(self._heads) >= MAX_HEADS:
+                    self._heads.clear()
+                self._heads[block] = head
+        return head
 
     async def answer(self, incoming: PlainIncoming, *, closing: bool) -> tuple[bytes, bool]:
         """The whole answer as bytes, and whether the connection ends with it."""
@@ -113,6 +131,26 @@ class FastLane:
         reply = await self._answer(incoming, decision)
         closes = closing or decision.closes
         return encode(reply, closes=closes), closes
+
+
+def _read_head(block: bytes, rules: Rules) -> _Head:
+    """`headers` is None where the block is not of the plain form."""
+    fields: list[Header] = []
+    length = b""
+    for line in block[:-2].split(b"\r\n"):
+        name, _, value = line.partition(b": ")
+        lower = name.lower()
+        if lower in _UNUSUAL or (lower == b"connection" and value != b"keep-alive"):
+            return _Head(rules, (), None, 0)
+        if lower == b"content-length":
+            length = value
+        fields.append((name, value))
+    if not _LENGTH.fullmatch(length):
+        return _Head(rules, (), None, 0)
+    try:
+        return _Head(rules, fields, rules.headers.read(fields, (1, 1)), int(length))
+    except GatewayError:
+        return _Head(rules, (), None, 0)
 
 
 @lru_cache(maxsize=2)
