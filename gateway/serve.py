@@ -21,6 +21,7 @@ from aiohttp import web
 from gateway import identity, settings
 from gateway.admin import server as admin
 from gateway.admission.gate import Gate
+from gateway.admission.notes import Notes
 from gateway.admission.settle import Settlements
 from gateway.config import Config
 from gateway.directory import Directory
@@ -29,6 +30,7 @@ from gateway.ledger import embedded
 from gateway.ledger.connection import Connection, connect
 from gateway.ledger.journal import Journal
 from gateway.ledger.steps import Ledger
+from gateway.ledger.streams import Streams
 from gateway.policy.model import Policy, Product
 from gateway.proxy.dispatch import Dispatcher
 from gateway.proxy.fast import FastLane
@@ -74,6 +76,7 @@ class Gateway:
         )
         hold_seconds = config.ledger.hold_seconds
         self._settlements = Settlements(self.ledger, opening, self._reconciler, self._takeovers, hold_seconds)
+        self._notes = Notes(Streams(connection, config.ledger), self.telemetry)
         self._limiter = Limiter(config.limits, time.monotonic)
         self._identity = LimitedIdentity(identity.build(config.identity, config.limits.id_pattern, http), self._limiter)
         self._gate = Gate(
@@ -86,6 +89,7 @@ class Gateway:
             reconciler=self._reconciler,
             takeovers=self._takeovers,
             settlements=self._settlements,
+            notes=self._notes,
             pool=self._pool,
             telemetry=self.telemetry,
             wall_clock=time.time,
@@ -151,6 +155,7 @@ class Gateway:
         self.admin_port = self._admin.port
         self._loops.start(self._reconciler.run())
         self._loops.start(self._takeovers.run())
+        self._loops.start(self._notes.run())
         self._loops.start(self._warn())
         log.info("listening", url=f"http://{listen.host}:{self.port}", admin_port=self.admin_port)
 
@@ -226,6 +231,7 @@ class Gateway:
         await self._reconciler.close()
         await self._opening.close()
         await self._journal.close()
+        await self._notes.close()
         await self._directory.close()
         await self._identity.close()
         self._pool.close()

@@ -175,6 +175,9 @@ class Telemetry:
         self._adopted = Counter(
             "attachgate_adopted_total", "Products found upstream that the ledger did not know", registry=self.registry
         )
+        self._journal_dropped = Counter(
+            "attachgate_journal_dropped_total", "Decisions that the journal has not got", registry=self.registry
+        )
         self._in_doubt = gauge("in_doubt", "Reservations whose outcome is unknown")
         self._connections = gauge("connections", "Open client connections")
         self._policy = gauge("policy_info", "The policy version in force", "version")
@@ -247,6 +250,9 @@ class Telemetry:
 
     def adopted(self, products: int = 1) -> None:
         self._adopted.inc(products)
+
+    def journal_dropped(self, decisions: int = 1) -> None:
+        self._journal_dropped.inc(decisions)
 
     def watch_connections(self, count: Callable[[], int]) -> None:
         """`count` is called at each scrape."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
 
 from gateway import refusals
 from gateway.admission.decision import Decision, Reply, encoded
 from gateway.admission.gate import Gate
 from gateway.errors import GatewayError, MethodNotAllowed
+from gateway.ledger.lines import rfc3339
 from gateway.ledger.steps import Slot, Snapshot
 from gateway.refusals import PolicyReason, SlotView
 
@@ -22,10 +22,6 @@ def slot_views(slots: Iterable[Slot]) -> tuple[SlotView, ...]:
 def _slot_view(product_id: str, since_ms: int, attached: bool) -> SlotView:
     """A full session is refused over and over with the same slots."""
     return SlotView(product_id, rfc3339(since_ms), attached)
-
-
-def rfc3339(since_ms: int) -> str:
-    return datetime.fromtimestamp(since_ms / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def refusal(
@@ -60,6 +56,8 @@ def refusal(
     gate.telemetry.refused(
         decision.surface, problem.rule or decision.verdict.rule, reason, decision.id, decision.session_id, asked
     )
+    refused = [product_id for product_id, allowed, _ in products if not allowed]
+    gate.notes.refused(decision, reason, refused, told=snapshot is not None)
     status, headers, body = refusals.answer(problem, decision.language)
     return Reply(status, encoded(headers) + decision.headers(), body)
 
@@ -74,6 +72,7 @@ def failure(gate: Gate, decision: Decision, error: GatewayError) -> Reply:
         surface=decision.surface,
     )
     gate.telemetry.failed(error, decision.id, decision.session_id, decision.client)
+    gate.notes.failed(decision, error)
     status, headers, body = refusals.answer(problem, decision.language, error.retry_after_seconds)
     found = encoded(headers) + decision.headers()
     if status == 401:

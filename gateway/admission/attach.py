@@ -39,6 +39,7 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     session_id = decision.session_id = params.get("session_id")
     check_path_account(params.get("account_id"), account_id)
     read = gate.bodies.read(route, await incoming.body(), incoming.raw_headers)
+    decision.asked = read.product_ids
 
     known = await facts.gather(gate.directory, account_id, session_id, read.product_ids)
     account = known.account
@@ -74,8 +75,7 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
         decision.used = await used_after(settled, decision.used)
     if isinstance(answer, GatewayError):
         raise answer
-    gate.telemetry.decision(decision.surface, verdict.rule, "allowed")
-    return upstream_reply(answer, decision)
+    return _allowed(gate, answer, decision)
 
 
 async def reserve(gate: Gate, session_id: str, account: Account, decision: Decision, foreign: Sequence[str]) -> Answer:
@@ -141,8 +141,6 @@ async def used_after(settled: asyncio.Task[Answer | None], used: int | None) -> 
 
 async def _without_slot(gate: Gate, incoming: Incoming, decision: Decision, account: Account, body: bytes) -> Reply:
     """No product needs a slot. The count for the headers is asked beside the upstream."""
-    assert decision.verdict is not None
-    assert decision.surface is not None
     counting = remaining.ask(gate, decision)
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)
@@ -150,19 +148,23 @@ async def _without_slot(gate: Gate, incoming: Incoming, decision: Decision, acco
         await remaining.take(gate, decision, account, counting)
         raise
     await remaining.take(gate, decision, account, counting)
-    gate.telemetry.decision(decision.surface, decision.verdict.rule, "allowed")
-    return upstream_reply(answer, decision)
+    return _allowed(gate, answer, decision)
 
 
 async def _unrecorded(gate: Gate, incoming: Incoming, decision: Decision, account: Account, body: bytes) -> Reply:
     """No cap holds, and the ledger is away or can't be given the session: the upstream's list is taken over later, and
     once more when the upstream can no longer apply what it did not answer."""
     assert decision.session_id is not None
-    assert decision.surface is not None
-    assert decision.verdict is not None
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)
     finally:
         gate.takeovers.add(decision.session_id)
+    return _allowed(gate, answer, decision)
+
+
+def _allowed(gate: Gate, answer: UpstreamAnswer, decision: Decision) -> Reply:
+    """The upstream's answer to what the policy let pass."""
+    assert decision.verdict is not None
     gate.telemetry.decision(decision.surface, decision.verdict.rule, "allowed")
+    gate.notes.allowed(decision, answer.status)
     return upstream_reply(answer, decision)

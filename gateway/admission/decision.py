@@ -82,12 +82,12 @@ Doing = Operation | Literal["pass", "view"]
 class Decision:
     """`used` is None as long as the ledger has not said. `now`: seconds since the epoch. `closes`: the connection ends
     with the answer. `send_by`: when, on the monotonic clock, the request must have left, or not leave at all: what was
-    recorded for it does not hold for ever. `account_id`: who asks for an attach, once that is known. `client`: the
-    address that the request came from, for the log."""
+    recorded for it does not hold for ever. `account_id`: who asks for an attach, once that is known; `asked`: for which
+    products. `client`: the address that the request came from, for the log."""
 
     __slots__ = (
-        *("account_id", "client", "closes", "id", "language", "now", "operation", "send_by", "session_id", "surface"),
-        *("used", "verdict"),
+        *("account_id", "asked", "client", "closes", "id", "language", "now", "operation", "send_by", "session_id"),
+        *("surface", "used", "verdict"),
     )
 
     def __init__(self, operation: Doing, surface: Surface | None, language: Language, now: float) -> None:
@@ -97,6 +97,7 @@ class Decision:
         self.language = language
         self.now = now
         self.account_id: str | None = None
+        self.asked: Sequence[str] = ()
         self.session_id: str | None = None
         self.verdict: Verdict | None = None
         self.used: int | None = None

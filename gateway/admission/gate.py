@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.admission.notes import Notes
 from gateway.admission.settle import Settlements
 from gateway.directory import Directory
 from gateway.identity import Identity
@@ -38,6 +39,7 @@ class Gate:
     reconciler: Reconciler
     takeovers: Takeovers
     settlements: Settlements
+    notes: Notes
     pool: Pool
     telemetry: Telemetry
     wall_clock: Callable[[], float]

@@ -102,6 +102,7 @@ async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     foreign = not account.owns(product)
     if foreign and verdict.cap == 0:
         decision.used = 0
+        decision.account_id, decision.asked = account.account_id, (new,)
         return refusal(gate, decision, "foreign_not_allowed", [new], {new})
 
     seen = (await gate.directory.fresh_session(session_id)).state
@@ -119,6 +120,7 @@ async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
         raise SessionEnded(f"Session {session_id} has ended: nothing can be replaced in it any more.")
     decision.used = said.used
     if said.said in ("full", "started"):
+        decision.account_id, decision.asked = account.account_id, (new,)
         reason = "foreign_cap_reached" if said.said == "full" else "replace_after_start"
         return refusal(gate, decision, reason, [new], {new}, said.snapshot)  # type: ignore[arg-type]
     return await _forward_and_settle(

@@ -1,4 +1,5 @@
-"""A session's events, read from its bucket's stream: from now on or after an id, none lost, none twice.
+"""A session's events, read from its bucket's stream: from now on or after an id, none lost, none twice. What is in
+the stream for the decision journal alone is passed over.
 
 One poller a bucket serves all who follow a session in it; polling, because a blocking read would keep a connection a
 bucket in Cluster, and because after a failover it simply goes on. Whoever reads too slowly falls behind: its queue is
@@ -16,6 +17,7 @@ import structlog
 from msgspec import Struct
 
 from gateway.errors import LedgerUnavailable
+from gateway.ledger.lines import DECISION_ONLY, DROPPED
 from gateway.ledger.steps import Ledger, bucket_of
 from gateway.tasks import Tasks
 
@@ -23,6 +25,8 @@ POLL_SECONDS = 0.05
 AWAY_SECONDS = 1.0
 PAGE = 500
 MAX_QUEUE = 256
+
+_JOURNAL_ONLY = (DECISION_ONLY, DROPPED)
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +126,8 @@ class Journal:
         while True:
             page = await self._ledger.events(bucket, cursor, PAGE)
             for identifier, fields in page:
-                yield _event(identifier, fields)
+                if fields["e"] not in _JOURNAL_ONLY:
+                    yield _event(identifier, fields)
             if len(page) < PAGE:
                 return
             cursor = page[-1][0]
@@ -159,7 +164,8 @@ class Journal:
                             follower.news.set()
                 page = await self._ledger.events(number, bucket.cursor, PAGE)
                 for identifier, fields in page:
-                    bucket.deliver(_event(identifier, fields))
+                    if fields["e"] not in _JOURNAL_ONLY:
+                        bucket.deliver(_event(identifier, fields))
                     bucket.cursor = identifier
                 if len(page) == PAGE:
                     continue
@@ -183,5 +189,5 @@ def order(identifier: str) -> tuple[int, int]:
 
 
 def _event(identifier: str, fields: dict[str, str]) -> Event:
-    rest = {name: value for name, value in fields.items() if name not in ("s", "e", "o")}
+    rest = {name: value for name, value in fields.items() if name not in ("s", "e", "o", "d")}
     return Event(identifier, fields["s"], fields["e"], fields.get("o", ""), rest)

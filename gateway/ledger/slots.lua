@@ -271,9 +271,9 @@ local function event(kind, ...)
 end
 
 -- Whether this operation's event is among the bucket's latest: how a step that leaves nothing else behind (a refusal, a
--- commit) knows that it is repeated.
+-- commit) knows that it is repeated. Decisions lie between the events, so more is looked through.
 local function said_lately(kind)
-  for _, entry in ipairs(redis.call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 64)) do
+  for _, entry in ipairs(redis.call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 128)) do
     local said = {}
     for i = 1, #entry[2], 2 do
       said[entry[2][i]] = entry[2][i + 1]

@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from gateway.admission.answers import rfc3339
 from gateway.admission.decision import Asking, Decision
 from gateway.admission.facts import caller, check_owner
 from gateway.admission.gate import Gate
 from gateway.errors import AddressMalformed, LedgerUnavailable, MethodNotAllowed, RouteUnknown
 from gateway.ledger.journal import Event, Gap, Journal
+from gateway.ledger.lines import rfc3339
 from gateway.ledger.steps import Snapshot
 from gateway.policy.model import Account, Session, SessionState, Surface
 from gateway.reading.spelling import id_check

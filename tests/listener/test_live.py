@@ -61,9 +61,13 @@ class Follower:
 
 @asynccontextmanager
 async def following(
-    world: World, session: str = "s1", last_id: str | None = None, at: Gateway | None = None
+    world: World,
+    session: str = "s1",
+    last_id: str | None = None,
+    at: Gateway | None = None,
+    account: str = ACCOUNT,
 ) -> AsyncIterator[Follower]:
-    headers = {"X-Account-Id": ACCOUNT} | ({"Last-Event-ID": last_id} if last_id is not None else {})
+    headers = {"X-Account-Id": account} | ({"Last-Event-ID": last_id} if last_id is not None else {})
     url = f"{(at or world.gateways[0]).url}/_gateway/sessions/{session}/events"
     async with world.http.get(url, headers=headers) as answer:
         assert answer.status == 200, await answer.read()

@@ -1,0 +1,166 @@
+"""Decisions on their way into the journal, so that a dispute months later can be answered from it.
+
+Each answer to an attach becomes one entry with all that it was decided by: who asked for what, where, by which rule of
+which policy version, with which count. It also stands where a ledger step tells of the same operation: the step's event
+knows neither the account nor the policy, and to hand them through the scripts would cost every reserve bytes in Redis
+and arguments on the way. An entry of its own, under the same decision id, costs the request nothing: it is appended to
+a queue, and written in batches behind its answer.
+
+A batch goes to the next bucket in turn, whatever its sessions: one script call for many, and nobody can push the events
+of a session out of its bucket by what he asks of it. A refusal by the policy that no step tells of (no foreign products
+at all) is a `refused` event for the room's clients besides, and so goes to the session's own. Errors are not: they say
+nothing of the count, and may be somebody else's doing. Who has not said who they are, and what a limit refused, is not
+in the journal: that would let strangers push its entries out.
+
+The queue has a limit. While Redis is away it fills, and what does not fit is dropped: counted in a metric, said in one
+log line, and said in the journal itself once it can be written again. A write whose answer was lost is repeated, so an
+entry may be there twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+
+import msgspec
+import structlog
+
+from gateway.admission.decision import Decision
+from gateway.errors import ClientError, GatewayError, LedgerUnavailable, TooManyRequests
+from gateway.ledger.lines import Decided, Verdict
+from gateway.ledger.steps import BUCKETS, bucket_of
+from gateway.ledger.streams import Note, Streams
+from gateway.telemetry import Telemetry
+
+FLUSH_SECONDS = 0.1
+AWAY_SECONDS = 0.5
+CLOSE_SECONDS = 1.0
+MAX_WAITING = 20_000
+BATCH = 32
+"""Small, since who looks for a step's event among a bucket's latest entries (`slots.lua`) must find it behind one."""
+
+log = structlog.get_logger(__name__)
+
+_encode = msgspec.json.Encoder().encode
+
+_Waiting = tuple[Decision, Verdict, str, Sequence[str], bool, int]
+
+
+class Notes:
+    """`gateway` names this process in the entries."""
+
+    def __init__(self, streams: Streams, telemetry: Telemetry, gateway: str = "") -> None:
+        self._streams = streams
+        self._telemetry = telemetry
+        self._gateway = gateway or f"{socket.gethostname()}:{os.getpid()}"
+        self._waiting: deque[_Waiting] = deque()
+        self._dropped = 0
+        self._bucket = bucket_of(self._gateway)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def allowed(self, decision: Decision, status: int) -> None:
+        """The policy let it pass, and the upstream has answered with this status."""
+        self._add((decision, "allowed", "", (), False, status))
+
+    def refused(self, decision: Decision, reason: str, refused: Sequence[str], *, told: bool) -> None:
+        """The policy refused these of the products. `told`: a ledger step tells the room's clients."""
+        self._add((decision, "refused", reason, refused, not told, 0))
+
+    def failed(self, decision: Decision, error: GatewayError) -> None:
+        """It was answered with an error: `refused` where that was the client's fault."""
+        known = decision.account_id is not None and not isinstance(error, TooManyRequests)
+        if known and decision.operation == "attach":
+            verdict: Verdict = "refused" if isinstance(error, ClientError) else "failed"
+            self._add((decision, verdict, error.reason, (), False, 0))
+
+    def _add(self, waiting: _Waiting) -> None:
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append(waiting)
+            return
+        if not self._dropped:
+            log.error("journal_full", limit=MAX_WAITING, problem="Redis takes no decisions; they are dropped")
+        self._dropped += 1
+        self._telemetry.journal_dropped()
+
+    async def run(self) -> None:
+        """Write what waits, until cancelled."""
+        while True:
+            written = True
+            while self._waiting and written:
+                written = await self._flush()
+            await asyncio.sleep(FLUSH_SECONDS if written else AWAY_SECONDS)
+
+    async def close(self) -> None:
+        """Write what still waits, for a second at most. To be called when `run` has ended."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while self._waiting and await self._flush():
+                    pass
+        except TimeoutError:
+            pass
+        if self._waiting:
+            self._telemetry.journal_dropped(len(self._waiting))
+            log.error("journal_cut", dropped=len(self._waiting))
+            self._waiting.clear()
+
+    async def _flush(self) -> bool:
+        """Write one batch; False where not all of it could be written, and what was not waits on."""
+        batch = list(islice(self._waiting, BATCH))
+        self._bucket = (self._bucket + 1) % BUCKETS
+        buckets: dict[int, list[tuple[_Waiting | None, Note]]] = {}
+        for waiting in batch:
+            note = self._note(*waiting)
+            bucket = bucket_of(note.session_id) if note.kind == "refused" else self._bucket
+            buckets.setdefault(bucket, []).append((waiting, note))
+        if dropped := self._dropped:
+            said = Note("dropped", "", "", _encode({"count": dropped, "gateway": self._gateway}))
+            buckets.setdefault(self._bucket, []).append((None, said))
+        writes = (self._streams.write(bucket, [note for _, note in found]) for bucket, found in buckets.items())
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        # What was added meanwhile stands behind the batch.
+        for _ in batch:
+            self._waiting.popleft()
+        failed: list[_Waiting] = []
+        for found, result in zip(buckets.values(), results, strict=True):
+            if isinstance(result, BaseException):
+                failed += [waiting for waiting, _ in found if waiting is not None]
+                if not isinstance(result, LedgerUnavailable):
+                    log.error("journal_failed", exc_info=result)
+            elif dropped and found[-1][0] is None:
+                log.warning("journal_resumed", dropped=dropped)
+                self._dropped -= dropped
+        self._waiting.extendleft(reversed(failed))
+        return not failed
+
+    def _note(
+        self, decision: Decision, verdict: Verdict, reason: str, refused: Sequence[str], untold: bool, status: int
+    ) -> Note:
+        judged = decision.verdict
+        document = Decided(
+            at_ms=round(decision.now * 1000),
+            account_id=decision.account_id or "",
+            surface=decision.surface or "",
+            operation=decision.operation,
+            verdict=verdict,
+            reason=reason,
+            rule=judged.rule if judged is not None else "",
+            policy_version=judged.policy_version if judged is not None else "",
+            used=decision.used,
+            cap=decision.cap,
+            products=decision.asked,
+            refused=refused,
+            status=status,
+            gateway=self._gateway,
+        )
+        session_id = decision.session_id or ""
+        if untold and session_id:
+            products = " ".join(refused)
+            used, cap = decision.used or 0, decision.cap or 0
+            return Note("refused", session_id, decision.id, _encode(document), products, used, cap)
+        return Note("decision", session_id, decision.id, _encode(document))
