@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,25 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--language", choices=("zh-CN", "zh-Hant", "en"), default="en")
     explain.add_argument("--json", action="store_true")
 
+    journal = commands.add_parser("journal", help="write the decision journal down, from Redis to JSON Lines")
+    _config(journal)
+    journal.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    journal.add_argument("--group", type=_name, default="export", help="who shares the work (default: export)")
+    when = journal.add_mutually_exclusive_group()
+    when.add_argument("--follow", action="store_true", help="go on until SIGTERM (the default)")
+    when.add_argument("--once", action="store_true", help="end when all that is there is written")
+    journal.add_argument(
+        "--rotate-bytes", type=_positive, default=268_435_456, metavar="N", help="begin a new file (default: 256 MiB)"
+    )
+    journal.add_argument("--keep", type=_positive, metavar="N", help="full files that stay (default: all)")
+    journal.add_argument(
+        "--claim-seconds",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="how long an exporter may take to write what it has read, before another one does (default: 30)",
+    )
+
     load = commands.add_parser("load", help="drive a gateway with open-loop load, and check the promise")
     from gateway.load import add_arguments
 
@@ -68,6 +88,19 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
+        raise argparse.ArgumentTypeError("1 to 64 of the characters A-Z a-z 0-9 _ . -")
+    return text
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 86_400:
+        raise argparse.ArgumentTypeError("must be from 0 to 86400")
     return number
 
 

@@ -1,4 +1,4 @@
-"""`serve`, `check` and `explain`: what the command line asks of a configuration."""
+"""`serve`, `check`, `explain` and `journal`: what the command line asks of a configuration."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from gateway.admission.facts import check_owner
 from gateway.config import Config
 from gateway.directory import Directory
 from gateway.errors import ConfigurationError, GatewayError
+from gateway.export.exporter import export
+from gateway.export.output import Output, RotatingFile, StandardOutput
 from gateway.ledger.connection import connect
 from gateway.ledger.steps import Ledger
 from gateway.policy.evaluate import evaluate
@@ -36,6 +38,8 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return check(path, environ)
     if arguments.command == "explain":
         return explain(path, environ, arguments)
+    if arguments.command == "journal":
+        return journal(path, environ, arguments)
     if arguments.workers > 1:
         return serve_with_workers(path, environ, arguments.workers)
     return serve(path, environ, worker=arguments.worker)
@@ -113,6 +117,31 @@ def explain(path: Path, environ: Mapping[str, str], arguments: argparse.Namespac
     else:
         explaining.render(explanation, Console(width=None if sys.stdout.isatty() else 100))
     return 0
+
+
+def journal(path: Path, environ: Mapping[str, str], arguments: argparse.Namespace) -> int:
+    """Write the decision journal down. 1 where that failed; what was not written comes again."""
+    configure_logging("info")
+    try:
+        config, _ = settings.load_all(path, environ)
+    except ConfigurationError as error:
+        return say_mistakes(error)
+    if config.ledger.url == "embedded":
+        print(f"{path}: ledger.url: an embedded Redis ends with its gateway; name one that stays.", file=sys.stderr)
+        return 2
+    output: Output
+    try:
+        file: Path | None = arguments.output
+        output = RotatingFile(file, arguments.rotate_bytes, arguments.keep or 0) if file else StandardOutput()
+    except OSError as error:
+        print(f"--output: {arguments.output}: {error.strerror}", file=sys.stderr)
+        return 2
+    try:
+        return asyncio.run(
+            export(config, output, group=arguments.group, claim_seconds=arguments.claim_seconds, once=arguments.once)
+        )
+    finally:
+        output.close()
 
 
 def _moment(text: str | None) -> float:
