@@ -45,6 +45,7 @@ from gateway.reading.routes import Matcher
 from gateway.reading.spelling import id_check
 from gateway.reconciler.doubt import Reconciler
 from gateway.reconciler.opening import Opening
+from gateway.reconciler.recall import Recall
 from gateway.reconciler.takeover import Takeovers
 from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry
@@ -69,7 +70,8 @@ class Gateway:
         self._directory = Directory(http, config.directory, config.upstream.url, time.monotonic)
         self._pool = Pool(config.upstream, time.monotonic)
         self._journal = Journal(self.ledger)
-        self._opening = opening = Opening(self.ledger, self._directory, self._list, self.telemetry)
+        self._recall = Recall(config.journal, config.ledger.retention_seconds) if config.journal.files else None
+        self._opening = opening = Opening(self.ledger, self._directory, self._list, self.telemetry, self._recall)
         self._takeovers = Takeovers(self.ledger, opening)
         self._reconciler = Reconciler(
             self.ledger, self._directory, self._list, self.telemetry, lease_seconds=lease_seconds(config)
@@ -186,7 +188,9 @@ class Gateway:
         await self._pool.probe()
 
     async def _warn(self) -> None:
-        """What about Redis would break the promise, said once at start."""
+        """What about Redis or the journal would break the promise, said once at start."""
+        if self._recall is not None:
+            await self._recall.check()
         try:
             for warning in await self.ledger.warnings():
                 log.warning("ledger_setting", warning=warning)
@@ -230,6 +234,8 @@ class Gateway:
         await self._settlements.tasks.cancel()
         await self._reconciler.close()
         await self._opening.close()
+        if self._recall is not None:
+            await self._recall.close()
         await self._journal.close()
         await self._notes.close()
         await self._directory.close()
@@ -246,7 +252,7 @@ def needs_restart(before: Config, after: Config) -> list[str]:
     """The sections and keys whose change a reload does not take over: sockets are open by them, or parts are built."""
     changed = [
         name
-        for name in ("upstream", "ledger", "directory", "identity")
+        for name in ("upstream", "ledger", "directory", "identity", "journal")
         if getattr(before, name) != getattr(after, name)
     ]
     keys = (

@@ -175,6 +175,11 @@ class Telemetry:
         self._adopted = Counter(
             "attachgate_adopted_total", "Products found upstream that the ledger did not know", registry=self.registry
         )
+        self._recovered = Counter(
+            "attachgate_recovered_total",
+            "Products of sessions that the ledger lost, removed while live, that the journal knew",
+            registry=self.registry,
+        )
         self._journal_dropped = Counter(
             "attachgate_journal_dropped_total", "Decisions that the journal has not got", registry=self.registry
         )
@@ -250,6 +255,9 @@ class Telemetry:
 
     def adopted(self, products: int = 1) -> None:
         self._adopted.inc(products)
+
+    def recovered(self, products: int) -> None:
+        self._recovered.inc(products)
 
     def journal_dropped(self, decisions: int = 1) -> None:
         self._journal_dropped.inc(decisions)

@@ -10,6 +10,7 @@ and Docker set by themselves beside a service named attachgate, such as `ATTACHG
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,8 @@ def _resolved(config: Config, folder: Path) -> Config:
     replace = msgspec.structs.replace
     if file := config.policy.file:
         config = replace(config, policy=replace(config.policy, file=str(folder / file)))
+    if files := config.journal.files:
+        config = replace(config, journal=replace(config.journal, files=str(Path(glob.escape(str(folder))) / files)))
     jwks = config.identity.jwks
     if jwks and "://" not in jwks:
         config = replace(config, identity=replace(config.identity, jwks=str(folder / jwks)))

@@ -96,6 +96,15 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True):
     max_entries: Annotated[int, Meta(ge=16)] = 100_000
 
 
+class Journal(Struct, frozen=True, forbid_unknown_fields=True):
+    """What `attachgate journal` has written, for sessions that the ledger loses. `files`: a path with `*`, relative to
+    the configuration's own folder; empty means none. `max_products`: how many are held in memory while that is
+    needed."""
+
+    files: str = ""
+    max_products: Annotated[int, Meta(ge=1000, le=100_000_000)] = 1_000_000
+
+
 class PolicyFile(Struct, frozen=True, forbid_unknown_fields=True):
     """`file` is relative to the configuration's own folder; empty means the notice as shipped."""
 
@@ -164,5 +173,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     identity: Identity = Identity()
     directory: Directory = Directory()
     policy: PolicyFile = PolicyFile()
+    journal: Journal = Journal()
     limits: Limits = Limits()
     routes: tuple[Route, ...] = DEFAULT_ROUTES

@@ -1,10 +1,12 @@
 -- adopt: what the upstream's list has becomes what the ledger knows: for a session that is new to it, for one whose
 -- ledger was lost, and for products that went past the gateway. What the calling gateway still has on its way, and may
--- therefore not be in the list yet, is held as if it had just been asked. Adds, never takes away.
+-- therefore not be in the list yet, is held as if it had just been asked. What the journal says was removed while it
+-- counts (N5), which no list can show, is used; since the journal may say so of one too many, it is let in again only
+-- where the cap has room for all. Adds, never takes away.
 --
 -- ARGV[5] version of the ledger that was read before the list was asked, "" where there was none
 -- ARGV[6] state (p, l, e)   ARGV[7] hold in ms   ARGV[8] late apply in ms
--- ARGV[9] how many foreign products the upstream has, and then these
+-- ARGV[9] how many foreign products the upstream has, ARGV[10] how many were removed; then these, then those
 -- after them, for each operation on its way: its id, "1" where it is in doubt, else "0", how many steps it has, and of
 -- each the kind (t, g, s) and the product
 --
@@ -21,8 +23,9 @@ if not version then
 else
   learn_state(ARGV[6])
 end
-local new, current, at = {}, next_version(), 10 + tonumber(ARGV[9])
-for i = 10, at - 1 do
+local new, current = {}, next_version()
+local listed, removed = tonumber(ARGV[9]), tonumber(ARGV[10])
+for i = 11, 10 + listed do
   local slot = slot_of(ARGV[i])
   if not slot then
     take_slot(ARGV[i], nil, current, true)
@@ -34,8 +37,15 @@ for i = 10, at - 1 do
     write_slot(ARGV[i], slot)
   end
 end
+for i = 11 + listed, 10 + listed + removed do
+  if not slot_of(ARGV[i]) then
+    take_slot(ARGV[i], nil, current, true)
+    drop_hold(ARGV[i], true, current)
+    yield_place(ARGV[i], current)
+  end
+end
 
-local asking = operation
+local asking, at = operation, 11 + listed + removed
 while at <= #ARGV do
   operation = ARGV[at]
   local doubt, records, written = ARGV[at + 1] == '1', tonumber(ARGV[at + 2]), false

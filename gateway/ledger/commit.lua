@@ -6,10 +6,11 @@
 --
 -- Reply  {"missing"}  the ledger has lost the session: open it, and say so again
 --        {"settled" or "pending", used}  pending: what is attached now is not sure yet, the reconciler looks
--- Events the event given, with the products that were applied (p), and for a replace what left (x); started once
+-- Events the event given, with the products that were applied (p), for a replace what left (x), and of what left that
+--        which counts still, or may (k); started once
 -- Keeps  a product that the upstream has, has a slot, whatever became of its record meanwhile (rules 2, 3, 5)
 
-local seen, applied, gone, left = ARGV[5], {}, {}, 0
+local seen, applied, gone, kept, left = ARGV[5], {}, {}, {}, 0
 local records = (#ARGV - 7) / 3
 if not field('s') then
   return {'missing'}
@@ -73,6 +74,10 @@ for n = 0, records - 1 do
   if yes and news then
     local list = kind == 'g' and ARGV[7] == 'replaced' and gone or applied
     list[#list + 1] = product
+    local still = kind == 'g' and slot_of(product)
+    if still and not held_only(still) then
+      kept[#kept + 1] = product
+    end
   end
 end
 
@@ -82,11 +87,14 @@ if left > 0 then
 end
 learn_state(seen)
 if #applied + #gone > 0 then
-  if #gone > 0 then
-    event(ARGV[7], 'p', table.concat(applied, ' '), 'x', table.concat(gone, ' '), 'u', text(count('u')))
-  else
-    event(ARGV[7], 'p', table.concat(applied, ' '), 'u', text(count('u')))
+  local said = {'p', table.concat(applied, ' '), 'u', text(count('u'))}
+  for _, more in ipairs({{'x', gone}, {'k', kept}}) do
+    if #more[2] > 0 then
+      said[#said + 1] = more[1]
+      said[#said + 1] = table.concat(more[2], ' ')
+    end
   end
+  event(ARGV[7], unpack(said))
 end
 keep()
 return {left > 0 and 'pending' or 'settled', count('u')}

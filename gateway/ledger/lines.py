@@ -65,7 +65,7 @@ class EventLine(msgspec.Struct, frozen=True):
 
 class GapLine(msgspec.Struct, frozen=True):
     bucket: int
-    at: str
+    reason: str
 
 
 _decided = msgspec.json.Decoder(Decided)

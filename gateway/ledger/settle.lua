@@ -13,7 +13,7 @@
 --        {"settled", used, committed, released}   how many products each
 --        {"stale", used}          something moved since the list was asked: due again soon
 --        {"in_doubt", used}       an early look that did not tell all
--- Events settled, with what was committed (p) and what was released (r)
+-- Events settled, with what was committed (p), what was released (r), and of that what counts all the same (k)
 -- Keeps  rules 2 and 4
 
 local records, seen, early = tonumber(ARGV[6]), ARGV[7], ARGV[5] == ''
@@ -159,7 +159,15 @@ if replaces and not read_record(1) then
 end
 
 if #committed + #released > 0 then
-  event('settled', 'p', table.concat(committed, ' '), 'r', table.concat(released, ' '), 'u', text(count('u')))
+  local kept = {}
+  for _, product in ipairs(released) do
+    local still = slot_of(product)
+    if still and not held_only(still) then
+      kept[#kept + 1] = product
+    end
+  end
+  event('settled', 'p', table.concat(committed, ' '), 'r', table.concat(released, ' '), 'u', text(count('u')),
+    unpack(#kept > 0 and {'k', table.concat(kept, ' ')} or {}))
 end
 keep()
 if stale + open == 0 then

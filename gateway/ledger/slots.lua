@@ -70,6 +70,7 @@
 --     not, before the start   none      d[n]        d[n]        d[n]        -
 --     not, live               none      h[n] (2)    d[n] (2)    r[n]        r[n]
 --   adopted                   a[0]      a[n]        a[n]        a[n]        a[n]
+--     as removed              x[0]      h[n]        d[n]        a[n]        r[n]
 -- x goes where r goes and stays x where that stays r; before the start it goes where a goes. A replaced product whose slot
 -- was lent is x where it would be a or r.
 -- (1) r[n-1] if a detach of it is in doubt, and look again if one is on its way

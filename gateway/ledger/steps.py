@@ -264,10 +264,12 @@ class Ledger:
         state: SessionState,
         products: Sequence[str],
         on_their_way: Sequence[OnItsWay] = (),
+        removed: Sequence[str] = (),
     ) -> Answer:
         """`adopted`, or `changed` where the ledger is no longer at `version` ("" for none). What is on its way is held
-        where the ledger has no record of it."""
-        arguments: list[str | int] = [version, _LETTERS[state], self._hold_ms, self._late_ms, len(products), *products]
+        where the ledger has no record of it. `removed`: what the upstream no longer has and counts all the same."""
+        arguments: list[str | int] = [version, _LETTERS[state], self._hold_ms, self._late_ms]
+        arguments += (len(products), len(removed), *products, *removed)
         for other in on_their_way:
             arguments += (other.operation, "1" if other.in_doubt else "0", len(other.steps))
             for step in other.steps:

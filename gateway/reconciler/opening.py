@@ -4,21 +4,32 @@ A session may be new, or may have been made past the gateway, or Redis may have 
 apart, so each of them starts from the upstream's list. What was read is believed only if nothing was written meanwhile
 (`adopt`). What this gateway has on its way is not in the list yet, and may be soon: it is held from the beginning, or a
 session that Redis lost would have places for others in the meantime.
+
+The list does not show what was removed while live and counts all the same (N5). A live session that the ledger does
+not have is therefore looked up in the exported journal as well, where one is configured (`recall`); without one, that
+is forgotten with Redis. A ledger that exists is believed, also where Redis was restored from an older backup and knows
+less than was: after such a restore, delete the ledger's keys, so that each session is opened anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
 
 from gateway.directory import Directory
 from gateway.errors import LedgerUnavailable
 from gateway.ledger.steps import Ledger, OnItsWay, Step
-from gateway.policy.model import Account, Product
+from gateway.policy.model import Account, Product, SessionState
+from gateway.reconciler.recall import Recall, Recalled
 from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry
 
 ATTEMPTS = 5
+
+log = structlog.get_logger(__name__)
 
 
 class OnTheirWay:
@@ -57,8 +68,10 @@ class Opening:
         directory: Directory,
         list_products: Callable[[str], Awaitable[tuple[Product, ...]]],
         telemetry: Telemetry,
+        recall: Recall | None = None,
     ) -> None:
         self._ledger = ledger
+        self._recall = recall
         self._directory = directory
         self._list_products = list_products
         self._telemetry = telemetry
@@ -93,18 +106,38 @@ class Opening:
         await self._tasks.cancel()
 
     async def _adopt(self, session_id: str, account: Account, operation: str, *, must_compare: bool) -> None:
+        recalled: Recalled | None = None
         for _ in range(ATTEMPTS):
             snapshot = await self._ledger.snapshot(session_id)
             listed = await self._list_products(session_id)
             session = await self._directory.fresh_session(session_id)
             foreign = [product.product_id for product in listed if not account.owns(product)]
+            lost = snapshot is None and session.state is SessionState.live
+            if lost and recalled is None and self._recall is not None:
+                # That may take long, so the list is asked anew.
+                recalled = await self._recall.counted(session_id)
+                continue
+            removed = sorted(recalled.products.difference(foreign)) if lost and recalled is not None else []
             version = snapshot.version if snapshot is not None else ""
             on_their_way = self.on_their_way.of(session_id)
-            answer = await self._ledger.adopt(session_id, operation, version, session.state, foreign, on_their_way)
+            answer = await self._ledger.adopt(
+                session_id, operation, version, session.state, foreign, on_their_way, removed
+            )
             if answer.said == "adopted":
                 if snapshot is not None:
                     self._telemetry.adopted(answer.new)
+                elif lost:
+                    self._opened_live(session_id, foreign, removed, recalled)
                 return
             if snapshot is None and not must_compare and not on_their_way:
                 return  # Another gateway has opened it.
         raise LedgerUnavailable(f"Session {session_id} changes too quickly to be compared with the upstream's list.")
+
+    def _opened_live(
+        self, session_id: str, listed: Sequence[str], removed: Sequence[str], recalled: Recalled | None
+    ) -> None:
+        """It may be one that Redis lost, so how it got its count is said."""
+        journal = "not configured" if recalled is None else "with gaps" if recalled.gaps else "read"
+        level = logging.INFO if journal == "read" else logging.WARNING
+        log.log(level, "live_session_opened", session_id=session_id, listed=listed, removed=removed, journal=journal)
+        self._telemetry.recovered(len(removed))

@@ -420,8 +420,8 @@ class Model:
         others = (record for other, found in self.records.items() if other != op for record in found.values())
         return [record for record in others if record.kind == kind and record.product == product]
 
-    def adopt(self, op: str, seen: State, listed: Iterable[str]) -> None:
-        """The list of a time since which nothing was written."""
+    def adopt(self, op: str, seen: State, listed: Iterable[str], removed: Iterable[str] = ()) -> None:
+        """The list of a time since which nothing was written, and what counts although it is not in it."""
         self._learn(seen, op)
         new = set()
         for product in listed:
@@ -429,6 +429,9 @@ class Model:
                 new.add(product)
             if product not in self.slots or not self.slots[product].known:
                 self.slots.setdefault(product, Slot()).attached()
+        for product in set(removed) - set(self.slots):
+            self.slots[product] = Slot()
+            self.slots[product].yields()
         if new:
             self._say("attached", op, new)
 

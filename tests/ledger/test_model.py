@@ -112,11 +112,23 @@ class LedgerMachine(RuleBasedStateMachine):
         self.told = 0
         self.last_event = (self.raw.xrevrange(self.ledger.stream_key(self.bucket), count=1) or [("0-0",)])[0][0]
 
-    @initialize(listed=st.sets(products, max_size=2))
-    def opened(self, listed: set[str]) -> None:
+    @initialize(
+        listed=st.sets(products, max_size=2),
+        removed=st.sets(products, max_size=1),
+        lost=st.sampled_from([False] * 4 + [True]),
+    )
+    def opened(self, listed: set[str], removed: set[str], lost: bool) -> None:
+        """A new session, or one that Redis lost while it was live, with what was removed since its start (N5)."""
         self.upstream.attach(listed)
-        self.run(self.ledger.adopt(self.session, "open", "", SessionState.preparing, sorted(listed)))
-        self.model.adopt("open", "preparing", listed)
+        removed = removed if lost and len(listed | removed) <= self.max_cap else set()
+        if lost:
+            self.upstream.start()
+            self.upstream.attach(removed - listed)
+            self.upstream.attached = set(listed)
+        state = SessionState(self.upstream.state)
+        self.run(self.ledger.adopt(self.session, "open", "", state, sorted(listed), (), sorted(removed)))
+        self.model.adopt("open", self.upstream.state, listed, removed)
+        self.model.state = self.upstream.state
         self.model.events.clear()
 
     # Talking to both
