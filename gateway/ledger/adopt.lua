@@ -11,7 +11,8 @@
 -- each the kind (t, g, s) and the product
 --
 -- Reply  {"adopted", used, number of new slots} · {"changed"}  something was written since: read and ask again
--- Events attached, with the products that were new to a ledger which existed
+-- Events attached, with the products that were new to a ledger which existed; opened, for the journal alone, with those
+--        (p, and the removed ones k) that a ledger begins with
 -- Keeps  rule 4: a list is believed only where nothing happened since before it was asked
 
 local version = field('v')
@@ -70,7 +71,10 @@ while at <= #ARGV do
 end
 operation = asking
 
-if version and #new > 0 then
+if not version and listed + removed > 0 then
+  event('opened', 'p', table.concat(new, ' '), 'k', table.concat(ARGV, ' ', 11 + listed, 10 + listed + removed), 'u',
+    text(count('u')))
+elseif #new > 0 then
   event('attached', 'p', table.concat(new, ' '), 'u', text(count('u')), 'a', 'adopted')
 end
 keep()

@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 
 from gateway.errors import LedgerUnavailable
-from gateway.ledger.lines import DECISION_ONLY, DROPPED
+from gateway.ledger.lines import JOURNAL_ONLY
 from gateway.ledger.steps import Ledger, bucket_of
 from gateway.tasks import Tasks
 
@@ -25,8 +25,6 @@ POLL_SECONDS = 0.05
 AWAY_SECONDS = 1.0
 PAGE = 500
 MAX_QUEUE = 256
-
-_JOURNAL_ONLY = (DECISION_ONLY, DROPPED)
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +124,7 @@ class Journal:
         while True:
             page = await self._ledger.events(bucket, cursor, PAGE)
             for identifier, fields in page:
-                if fields["e"] not in _JOURNAL_ONLY:
+                if fields["e"] not in JOURNAL_ONLY:
                     yield _event(identifier, fields)
             if len(page) < PAGE:
                 return
@@ -164,7 +162,7 @@ class Journal:
                             follower.news.set()
                 page = await self._ledger.events(number, bucket.cursor, PAGE)
                 for identifier, fields in page:
-                    if fields["e"] not in _JOURNAL_ONLY:
+                    if fields["e"] not in JOURNAL_ONLY:
                         bucket.deliver(_event(identifier, fields))
                     bucket.cursor = identifier
                 if len(page) == PAGE:

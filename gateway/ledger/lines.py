@@ -2,7 +2,7 @@
 
 Pure. `type` comes first and says what a line is:
 
-    event      a ledger step, or an event for a room's clients (`event`: attached, refused, …); see `slots.lua`
+    event      a ledger step (`event`: attached, refused, …, and `opened`, with what a ledger begins with)
     decision   the answer to one attach, with the account, the rule and the policy version that it was given by
     gap        entries that were lost before they could be written down: which, and why
     unknown    an entry of the stream that no gateway of this version wrote
@@ -24,9 +24,9 @@ Verdict = Literal["allowed", "refused", "failed"]
 EVENT_HEAD = b'{"type":"event"'
 GAP_HEAD = b'{"type":"gap"'
 
-DECISION_ONLY = "decision"
-"""The kind of an entry that is for the journal alone, and no event for a room's clients; so is `DROPPED`."""
-DROPPED = "dropped"
+DECISION, DROPPED, OPENED = "decision", "dropped", "opened"
+JOURNAL_ONLY = frozenset((DECISION, DROPPED, OPENED))
+"""The kinds of entries that are no events for a room's clients."""
 
 
 class Decided(msgspec.Struct, frozen=True, array_like=True):
@@ -95,7 +95,7 @@ def _line(bucket: int, identifier: str, fields: Mapping[str, str]) -> dict[str, 
         line = {"type": "decision"} | place | {"at": rfc3339(decided.at_ms), "decision_id": fields["o"]}
         line |= {"session_id": fields["s"] or None} | msgspec.structs.asdict(decided)
         del line["at_ms"]
-        return line | {"event": kind} if kind != DECISION_ONLY else line
+        return line | {"event": kind} if kind != DECISION else line
     line = {"type": "event"} | place | {"at": _at(identifier), "session_id": fields["s"], "event": kind}
     line["decision_id"] = fields["o"]
     line |= {name: fields[field].split() for name, field in _LISTS if field in fields}

@@ -217,12 +217,13 @@ class Index:
                 lines = (rest + piece).split(b"\n")
                 rest = lines.pop()
                 for line in lines:
-                    self._take(line, path)
+                    self.take(line, path)
                 offset = file.tell() - len(rest)
                 self._read_to[inode] = offset, head[:offset]
                 time.sleep(PIECE_PAUSE_SECONDS)
 
-    def _take(self, line: bytes, path: str) -> None:
+    def take(self, line: bytes, path: str) -> None:
+        """One line of a file."""
         try:
             if line.startswith(EVENT_HEAD):
                 self._apply(_event.decode(line))
@@ -243,7 +244,7 @@ class Index:
         here, gone = list(line.kept), line.replaced
         if line.event == "detached":
             gone = line.products
-        elif line.event in ("attached", "settled", "replaced"):
+        elif line.event in ("opened", "attached", "settled", "replaced"):
             here += line.products
         if not here and not gone:
             return

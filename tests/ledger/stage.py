@@ -14,6 +14,7 @@ import redis.asyncio
 
 from gateway.config import Ledger as LedgerConfig
 from gateway.ledger.connection import Connection, connect
+from gateway.ledger.lines import JOURNAL_ONLY
 from gateway.ledger.steps import Answer, Ledger, Pending, Slot, Snapshot, Step, bucket_of
 from gateway.policy.model import SessionState
 from tests.ledger.model import Upstream
@@ -189,9 +190,9 @@ class Stage:
         return [member.split(" ")[1] for member in members if member.split(" ")[0] == self.session]
 
     async def events(self, kind: str | None = None) -> list[tuple[str, str, str]]:
-        """Kind, operation, products."""
+        """Kind, operation, products, without those for the journal alone."""
         entries = await self.raw.xrange(self.ledger.stream_key(self.bucket))
-        mine = [fields for _, fields in entries if fields["s"] == self.session]
+        mine = [one for _, one in entries if one["s"] == self.session and one["e"] not in JOURNAL_ONLY]
         return [(one["e"], one["o"], one.get("p", "")) for one in mine if kind in (None, one["e"])]
 
     async def is_settled(self, *slots: str) -> None:

@@ -31,8 +31,10 @@ from hypothesis.stateful import (
 from gateway.config import Ledger as LedgerConfig
 from gateway.ledger import embedded
 from gateway.ledger.connection import connect
+from gateway.ledger.lines import line_of
 from gateway.ledger.steps import Answer, Ledger, Pending, Snapshot, Step, bucket_of
 from gateway.policy.model import SessionState
+from gateway.reconciler.recall import Index
 from tests.ledger.model import Kind, Model, State, Upstream
 
 LONG = bool(os.environ.get("ATTACHGATE_LONG"))
@@ -110,7 +112,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.unclear: set[str] = set()
         self.unknown: dict[str, set[str]] = {"t": set(), "g": set()}
         self.told = 0
-        self.last_event = (self.raw.xrevrange(self.ledger.stream_key(self.bucket), count=1) or [("0-0",)])[0][0]
+        self.last_event = self.newest_event()
 
     @initialize(
         listed=st.sets(products, max_size=2),
@@ -130,8 +132,13 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model.adopt("open", self.upstream.state, listed, removed)
         self.model.state = self.upstream.state
         self.model.events.clear()
+        self.last_event = self.newest_event()
 
     # Talking to both
+
+    def newest_event(self) -> str:
+        newest: Any = self.raw.xrevrange(self.ledger.stream_key(self.bucket), count=1)
+        return str(newest[0][0]) if newest else "0-0"
 
     def run(self, step: Coroutine[Any, Any, Any]) -> Any:
         return _loop.run_until_complete(step)
@@ -542,8 +549,17 @@ class LedgerMachine(RuleBasedStateMachine):
             assert slots == self.upstream.attached
             assert all(slot.known for slot in self.model.slots.values())
         else:
+            if self.upstream.state == "live":
+                assert self.upstream.accepted <= self.upstream.attached | self.counted_by_the_journal()
             unsure = self.unclear | (self.unknown["t"] & self.unknown["g"])
             assert slots - unsure <= self.upstream.accepted <= slots, (slots, unsure, self.upstream.accepted)
+
+    def counted_by_the_journal(self) -> set[str]:
+        """What would be found again, were the ledger lost now."""
+        index = Index("", 1000, 1e9, lambda: 0.0)
+        for identifier, entry in self.raw.xrange(self.ledger.stream_key(self.bucket)):  # type: ignore[union-attr]
+            index.take(line_of(self.bucket, identifier, entry), "")
+        return set(index.counted(self.session).products)
 
 
 def _read(name: str, value: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -81,11 +80,12 @@ async def test_one_that_came_back_counts(recall: Recall, file: Path) -> None:
 
 async def test_the_order_of_lines_and_their_repetition_do_not_matter(recall: Recall, tmp_path: Path) -> None:
     lines = [event("attached", p="a b"), event("detached", p="a"), event("attached", p="a"), event("detached", p="b")]
-    lines *= 3
-    random.Random(7).shuffle(lines)
-    for number, line in enumerate(lines):
-        add(tmp_path / f"journal-{number % 3}.jsonl", line)
-    assert await counted(recall) == {"a"}
+    for file, order in enumerate(itertools.permutations(lines)):
+        session = f"s1-{file}"
+        renamed = [line.replace(b'"s1"', b'"%b"' % session.encode()) for line in (*order, *order[:2])]
+        for number, line in enumerate(renamed):
+            add(tmp_path / f"journal-{number % 3}.jsonl", line)
+        assert await counted(recall, session) == {"a"}, order
 
 
 async def test_files_are_read_on_from_where_they_were_read_last_through_rotation(
@@ -98,8 +98,8 @@ async def test_files_are_read_on_from_where_they_were_read_last_through_rotation
     file.rename(tmp_path / "journal.000001.jsonl")
     add(file, event("attached", p="c"))
     taken: list[bytes] = []
-    take = recall._index._take
-    recall._index._take = lambda line, path: (taken.append(line), take(line, path))[1]  # type: ignore[method-assign]
+    take = recall._index.take
+    recall._index.take = lambda line, path: (taken.append(line), take(line, path))[1]  # type: ignore[method-assign]
     assert await counted(recall) == {"a", "b", "c"}
     assert first.rstrip() not in taken
     (tmp_path / "journal.000001.jsonl").unlink()
