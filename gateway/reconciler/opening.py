@@ -138,6 +138,6 @@ class Opening:
     ) -> None:
         """It may be one that Redis lost, so how it got its count is said."""
         journal = "not configured" if recalled is None else "with gaps" if recalled.gaps else "read"
-        level = logging.INFO if journal == "read" else logging.WARNING
+        level = logging.WARNING if journal == "with gaps" else logging.INFO
         log.log(level, "live_session_opened", session_id=session_id, listed=listed, removed=removed, journal=journal)
         self._telemetry.recovered(len(removed))

@@ -43,7 +43,7 @@ async def test_without_a_journal_only_the_list_counts(world: World) -> None:
     with capture_logs() as logs:
         assert (await world.attach("ally-4")).status == 200
     (line,) = [line for line in logs if line["event"] == "live_session_opened"]
-    assert (line["journal"], line["log_level"]) == ("not configured", "warning")
+    assert (line["journal"], line["listed"]) == ("not configured", ["ally-2", "ally-3"])
 
 
 @pytest.fixture
