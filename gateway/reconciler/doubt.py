@@ -62,7 +62,7 @@ class Reconciler:
         self._settling = Tasks("reconciler")
         self._expected: list[tuple[float, int]] = []
         self._failures: dict[str, int] = {}
-        self._pending = 0
+        self._pending = [0] * BUCKETS
 
     def expect(self, session_id: str, in_seconds: float) -> None:
         """Look at this session's bucket at that time, besides the round."""
@@ -74,7 +74,8 @@ class Reconciler:
 
     async def run(self) -> None:
         """Visit the buckets round and round, until cancelled. No more is claimed than can be begun at once, so that a
-        slow upstream costs no lease; and nothing that one operation meets keeps the others waiting."""
+        slow upstream costs no lease; and nothing that one operation or one bucket meets keeps the others waiting: a
+        Cluster that lacks a master settles what the others have."""
         loop = asyncio.get_running_loop()
         position = 0
         while True:
@@ -82,18 +83,24 @@ class Reconciler:
             await self._settling.below(self._max_at_once)
             free = self._max_at_once - len(self._settling)
             turn = range(position, min(position + BUCKETS_A_TICK, position + free, BUCKETS))
-            buckets = set(turn) | self._due(began, free)
+            due = self._due(began, free)
+            buckets = list(due.union(turn))
             limit = max(1, free // len(buckets))
             found = await asyncio.gather(*(self._claim(bucket, limit) for bucket in buckets), return_exceptions=True)
-            if any(isinstance(one, LedgerUnavailable) for one in found):
-                await asyncio.sleep(AWAY_SECONDS)
-                continue
-            for one in found:
+            for bucket, one in zip(buckets, found, strict=True):
                 if isinstance(one, BaseException):
-                    log.error("reconciler_failed", exc_info=one)
-            self._count_round(position, sum(one[0] for one in found if not isinstance(one, BaseException)))
+                    self._not_visited(bucket, one, expected=bucket in due)
             position = turn.stop % BUCKETS
+            if position == 0:
+                self._telemetry.in_doubt(sum(self._pending))
             await asyncio.sleep(max(0.0, ROUND_SECONDS * len(turn) / BUCKETS - (loop.time() - began)))
+
+    def _not_visited(self, bucket: int, error: BaseException, *, expected: bool) -> None:
+        """The next round comes by again, and what somebody expects there is looked at sooner."""
+        if not isinstance(error, LedgerUnavailable):
+            log.error("reconciler_failed", exc_info=error)
+        if expected:
+            self._expect(bucket, AWAY_SECONDS)
 
     def _due(self, now: float, limit: int) -> set[int]:
         """The buckets that somebody expects something in by now."""
@@ -101,12 +108,6 @@ class Reconciler:
         while self._expected and self._expected[0][0] <= now and len(buckets) < limit:
             buckets.add(heapq.heappop(self._expected)[1])
         return buckets
-
-    def _count_round(self, position: int, pending: int) -> None:
-        if position == 0:
-            self._telemetry.in_doubt(self._pending)
-            self._pending = 0
-        self._pending += pending
 
     async def visit(self, bucket: int) -> int:
         """Settle what is due in a bucket, all of it; returns how many operations are pending there."""
@@ -117,6 +118,7 @@ class Reconciler:
     async def _claim(self, bucket: int, limit: int) -> tuple[int, list[asyncio.Task[None]]]:
         """How many operations are pending in a bucket, and the settlements of those claimed, begun."""
         pending, claimed = await self._ledger.claim(bucket, self._lease_seconds, limit)
+        self._pending[bucket] = pending
         if len(claimed) == limit:
             self._expect(bucket, 0.0)
         return pending, [self._settling.start(self._settle_one(one)) for one in claimed]

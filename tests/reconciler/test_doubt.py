@@ -315,3 +315,45 @@ async def test_redis_that_goes_away_does_not_end_it(opened: World, monkeypatch: 
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
         await one.close()
+
+
+async def test_a_server_that_is_away_keeps_only_its_own_buckets_waiting(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One master of a Cluster is gone: what the others have is settled in the same round, and its own soon after."""
+    monkeypatch.setattr(doubt, "AWAY_SECONDS", 0.05)
+    monkeypatch.setattr(doubt, "ROUND_SECONDS", 0.5)
+    elsewhere = next(f"s{n}" for n in range(2, 100) if bucket_of(f"s{n}") > BUCKET)
+    await opened.session(elsewhere)
+    gateway = opened.gateways[0]
+    await gateway._opening.open(elsewhere, await gateway._directory.account("shop-individual"), "test")
+    await opened.ledger.reserve(elsewhere, "there", 3, ["ally-2"])
+    await opened.ledger.doubt(elsewhere, "there", [Step("t", "ally-2")])
+    await in_doubt(opened)
+    claim, away = opened.ledger.claim, True
+
+    async def one_is_away(bucket: int, *arguments: Any) -> Any:
+        if away and bucket == BUCKET:
+            raise doubt.LedgerUnavailable("away")
+        return await claim(bucket, *arguments)
+
+    monkeypatch.setattr(opened.ledger, "claim", one_is_away)
+    one = reconciler(opened)
+    one.expect("s1", 0.0)
+    run = asyncio.ensure_future(one.run())
+    try:
+        await until(lambda: _no_records(opened, elsewhere))
+        assert await opened.used() == {"ally-1"}
+        monkeypatch.setattr(doubt, "ROUND_SECONDS", 60.0)
+        monkeypatch.setattr(doubt, "BUCKETS_A_TICK", 1)
+        away = False
+        await until(lambda: _no_records(opened, "s1"))
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await one.close()
+
+
+async def _no_records(world: World, session_id: str) -> bool:
+    snapshot = await world.snapshot(session_id)
+    return snapshot is not None and not snapshot.records
