@@ -11,17 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
+from gateway.ledger import tls
+from gateway.ledger.replies import reason_of
 from gateway.tasks import Tasks
 
 MAX_STARTUP_NODES = 64
@@ -86,15 +88,17 @@ class _Master:
     at once, and the first address that more than half of them give is it; where fewer answer, that which most give.
     """
 
-    def __init__(self, sentinel: Sentinel, service: str, limit_seconds: float) -> None:
-        self._sentinel = sentinel
+    def __init__(self, sentinels: list[redis.Redis], service: str, limit_seconds: float) -> None:
+        self._sentinels = sentinels
         self._service = service
         self._limit_seconds = limit_seconds
+        self._problem = ""
         self._tasks = Tasks("sentinels")
 
     async def address(self) -> Address:
         """Raises `MasterNotFoundError` where no sentinel knows."""
-        asked = {self._tasks.start(self._ask(client)) for client in self._sentinel.sentinels}
+        self._problem = "none watches it"
+        asked = {self._tasks.start(self._ask(client)) for client in self._sentinels}
         votes: Counter[Address] = Counter()
         enough = len(asked) // 2 + 1
         try:
@@ -111,19 +115,21 @@ class _Master:
             for one in asked:
                 one.cancel()
         if not votes:
-            raise MasterNotFoundError(f"No sentinel knows a master of {self._service!r}")
+            raise MasterNotFoundError(f"No sentinel knows a master of {self._service!r}: {self._problem}")
         return votes.most_common(1)[0][0]
 
     async def _ask(self, client: redis.Redis) -> Address | None:
-        with suppress(RedisError, OSError):
+        try:
             found: Any = await client.sentinel_get_master_addr_by_name(self._service)
-            if found:
-                return found[0], found[1]
-        return None
+        except (RedisError, OSError, tls.Files) as error:
+            self._problem = reason_of(error) or str(error)
+            return None
+        return (found[0], found[1]) if found else None
 
     async def close(self) -> None:
         await self._tasks.cancel()
-        await self._sentinel.aclose()
+        for client in self._sentinels:
+            await client.aclose()
 
 
 class Cluster:
@@ -134,7 +140,8 @@ class Cluster:
     def __init__(self, seeds: list[Address], options: Mapping[str, Any], limit_seconds: float) -> None:
         nodes = [ClusterNode(host, port) for host, port in seeds]
         connection = dict(options)
-        connection["ssl"] = connection.pop("connection_class", Connection) is SSLConnection
+        kind = connection.pop("connection_class")
+        connection["ssl"] = kind is not Connection
         connection |= {"socket_timeout": limit_seconds, "socket_connect_timeout": limit_seconds}
         self._client = RedisCluster(
             startup_nodes=nodes,
@@ -147,6 +154,9 @@ class Cluster:
         )
         self._map = self._client.nodes_manager
         self._seeds = dict(self._map.startup_nodes)
+        self._map.connection_kwargs["connection_class"] = kind
+        for node in self._seeds.values():
+            node.connection_class = kind
 
     def server_of(self, key: str) -> str | None:
         nodes = self._map.slots_cache.get(key_slot(key.encode()))
@@ -196,27 +206,29 @@ def servers(url: str, timeout_seconds: float) -> Servers:
     if parts.scheme not in ("redis+sentinel", "redis+cluster"):
         options: dict[str, Any] = {**parse_url(url), **plain}
         kind: Callable[..., AbstractConnection] = options.pop("connection_class", Connection)
+        if kind is SSLConnection:
+            kind = tls.shared()
         return One(lambda: kind(**options))
 
     query = dict(parse_qsl(parts.query))
-    tls = {name: value for name, value in query.items() if name.startswith("ssl_")}
-    secure = query.get("tls") == "true"
-    options = _credentials(parts.netloc) | plain | (_tls_options(tls) if secure else {})
+    secured = _tls_options(query) if query.get("tls") == "true" else {}
+    made: type[Connection] = tls.shared() if query.get("tls") == "true" else Connection
+    options = _credentials(parts.netloc) | plain | secured
     if parts.scheme == "redis+cluster":
         del options["socket_timeout"], options["socket_connect_timeout"]
-        options |= {"connection_class": SSLConnection if secure else Connection}
+        options |= {"connection_class": made}
         return Cluster(_nodes(parts.netloc, 6379), options, timeout_seconds / 2)
 
     service = unquote(parts.path.strip("/"))
     own = {name.removeprefix("sentinel_"): value for name, value in query.items() if name.startswith("sentinel_")}
     limit = timeout_seconds / 2
-    asking = plain | own | {"socket_timeout": limit, "socket_connect_timeout": limit, "retry": Retry(NoBackoff(), 0)}
-    asking["decode_responses"] = True
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        _nodes(parts.netloc, 26379), sentinel_kwargs=asking | ({"ssl": True} | _tls_options(tls) if secure else {})
-    )
-    made = SSLConnection if secure else Connection
-    return One(lambda **where: made(**options, **where), _Master(sentinel, service, limit))
+    asking = plain | own | secured | {"socket_timeout": limit, "socket_connect_timeout": limit}
+    asking |= {"retry": Retry(NoBackoff(), 0), "decode_responses": True, "connection_class": made}
+    sentinels = [
+        redis.Redis.from_pool(redis.ConnectionPool(host=host, port=port, **asking))
+        for host, port in _nodes(parts.netloc, 26379)
+    ]
+    return One(lambda **where: made(**options, **where), _Master(sentinels, service, limit))
 
 
 def _nodes(netloc: str, default_port: int) -> list[Address]:
@@ -236,5 +248,5 @@ def _credentials(netloc: str) -> dict[str, Any]:
 
 def _tls_options(query: Mapping[str, str]) -> dict[str, Any]:
     """As redis-py reads them from an address of its own."""
-    options = dict(parse_url("rediss://?" + "&".join(f"{name}={value}" for name, value in query.items())))
+    options = dict(parse_url("rediss://?" + urlencode({k: v for k, v in query.items() if k.startswith("ssl_")})))
     return {name: value for name, value in options.items() if name.startswith("ssl_")}

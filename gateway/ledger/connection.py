@@ -17,7 +17,7 @@ from redis.exceptions import AskError, ResponseError
 from gateway.errors import LedgerUnavailable
 from gateway.ledger import addresses, fitness
 from gateway.ledger.lane import MAX_WAITING, Call, Lane
-from gateway.ledger.replies import Meaning, Remedy
+from gateway.ledger.replies import Meaning, Remedy, reason_of
 from gateway.ledger.scripts import Script
 from gateway.tasks import Tasks
 
@@ -49,6 +49,7 @@ class Connection:
         self._scanned = not servers.cluster
         self._scanned_at = float("-inf")
         self._scan_failed = False
+        self._no_cluster = _NO_CLUSTER
         self._scanning: asyncio.Task[None] | None = None
         self._suspect: str | None = None
         self._closed = False
@@ -89,7 +90,7 @@ class Connection:
         if server is not None:
             self._lane(server).submit(call)
         elif self._scanned or self._scan_failed:
-            call.fail(LedgerUnavailable(_NO_MASTER if self._scanned else _NO_CLUSTER))
+            call.fail(LedgerUnavailable(_NO_MASTER if self._scanned else self._no_cluster))
             self._scan()
         elif len(self._unrouted) >= MAX_WAITING:
             call.fail(LedgerUnavailable(_BUSY))
@@ -166,6 +167,7 @@ class Connection:
                     if not self._scan_failed:
                         log.warning("ledger_cluster_unknown", error=repr(error)[:300], cause=str(error)[:300])
                     self._scan_failed = True
+                    self._no_cluster = reason_of(error, cluster=True) or _NO_CLUSTER
                 else:
                     self._scanned, self._scan_failed = True, False
                 self._scanned_at = self._clock()
@@ -190,7 +192,7 @@ class Connection:
         self._scan_failed = not self._scanned
         unrouted, self._unrouted = self._unrouted, []
         for call in unrouted:
-            call.fail(LedgerUnavailable(_NO_CLUSTER))
+            call.fail(LedgerUnavailable(self._no_cluster))
 
     def one_a_server(self, keys: Iterable[str]) -> list[str]:
         """Of these keys, one for each server that has any; the first one where no server is known yet."""
@@ -208,7 +210,7 @@ class Connection:
                 await asyncio.wait({self._scanning}, timeout=SCAN_SECONDS)
         masters = self._servers.masters()
         if not masters:
-            raise LedgerUnavailable(_NO_CLUSTER)
+            raise LedgerUnavailable(self._no_cluster)
         found: list[str] = []
         problem: LedgerUnavailable | None = None
         for server in masters:

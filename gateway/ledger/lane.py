@@ -28,7 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.errors import LedgerUnavailable
 from gateway.ledger.breaker import PROBE_SECONDS, Breaker
-from gateway.ledger.replies import LostAnswer, Meaning, Remedy, meaning_of, refused
+from gateway.ledger.replies import LostAnswer, Meaning, Remedy, meaning_of, reason_of, refused
 from gateway.ledger.scripts import Script
 from gateway.tasks import Tasks
 
@@ -49,6 +49,10 @@ _ASKING = packed("ASKING")
 _SLOW = "Redis did not answer within ledger.timeout_seconds; see whether it is overloaded, stalled or far away."
 _BEHIND = "Ledger steps wait for Redis longer than ledger.timeout_seconds; it is slower than they come."
 _UNREACHABLE = "Redis at ledger.url can't be reached; see whether it runs, and the log for the cause."
+_CLOSES = (
+    "Redis at ledger.url closes each connection at once; see whether it wants TLS (rediss://), or a certificate of the"
+    " gateway's (ssl_certfile)."
+)
 _NO_REPLICA = "No replica of Redis confirms what is written, and ledger.durability asks for one; see to the replicas."
 _CLOSED = "The gateway is being stopped, and asks Redis nothing any more."
 
@@ -190,15 +194,23 @@ class Lane:
     async def _connect(self) -> bool:
         """A server that can't answer a PING (loading, busy, no rights, no password) counts as away."""
         connection: AbstractConnection | None = None
+        met = False
+
+        async def log_in(made: AbstractConnection) -> None:
+            nonlocal met
+            met = True
+            await made.on_connect_check_health(check_health=False)
+
         try:
             async with _within(self._limit_seconds):
                 connection = await self._open()
+                connection.redis_connect_func = log_in  # type: ignore[assignment]
                 await connection.connect()  # type: ignore[no-untyped-call]
                 await connection.send_command("PING", check_health=False)
                 await connection.read_response()
         except Exception as error:
             await _end(connection)
-            self._failed(error)
+            self._failed(error, closed=met)
             return False
         except BaseException:
             await _end(connection)
@@ -308,9 +320,11 @@ class Lane:
                 call.fail(call.refusal)
         self._waiting.extendleft(reversed(whole))
 
-    def _failed(self, error: Exception) -> None:
-        """The server could not be used: what was not sent yet fails too."""
+    def _failed(self, error: Exception, *, closed: bool = False) -> None:
+        """The server could not be used: what was not sent yet fails too. `closed`: it let us in, and no further."""
         self._unfit(error)
+        if closed and self._cause == _UNREACHABLE:
+            self._cause = _CLOSES
         self._fail_waiting(self._cause)
 
     def _unfit(self, error: Exception) -> None:
@@ -361,11 +375,12 @@ class Lane:
 
 
 def _as_ours(error: Exception, cluster: bool) -> LedgerUnavailable:
-    meaning = meaning_of(error, cluster=cluster)
-    if meaning is not None:
-        return LedgerUnavailable(meaning.detail)
+    if (reason := reason_of(error, cluster=cluster)) is not None:
+        return LedgerUnavailable(reason)
     if isinstance(error, (RedisTimeoutError, TimeoutError)):
         return LedgerUnavailable(_SLOW)
+    if isinstance(error, ResponseError):
+        return refused(error, None)
     return LostAnswer(_UNREACHABLE)
 
 

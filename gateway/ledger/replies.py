@@ -10,7 +10,11 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import RedisError
+
 from gateway.errors import LedgerUnavailable
+from gateway.ledger import tls
 
 
 class LostAnswer(LedgerUnavailable):
@@ -38,6 +42,9 @@ class Meaning:
 
 _MOVING = "The session's part of the Redis Cluster is being moved, and was not there in time; it will be shortly."
 _NOT_CLUSTER = "Redis at ledger.url belongs to a Cluster; write the address as redis+cluster://host:port."
+_NO_MASTER = (
+    "No sentinel in ledger.url knows a master of that name; see `SENTINEL MASTERS` there, and the log for the cause."
+)
 _DENIED = (
     "Redis denies the user in ledger.url a command or key that the ledger needs; deploy/gateway.toml has its rule."
 )
@@ -68,6 +75,7 @@ MEANINGS = {
         Remedy.away,
         "Redis is held up by a long script, not one of the ledger's; it ends by itself, or by `SCRIPT KILL`.",
     ),
+    "MAXCLIENTS": Meaning(Remedy.away, "Redis takes no more clients; raise its maxclients, or see who holds them."),
     "OOM": Meaning(
         Remedy.none, "Redis has no memory left for the ledger; raise its maxmemory, or give the ledger one of its own."
     ),
@@ -82,11 +90,14 @@ MEANINGS = {
     "NOAUTH": Meaning(Remedy.none, "Redis asks for a password: put it into ledger.url."),
     "WRONGPASS": Meaning(Remedy.none, _LOGIN),
     "NOPERM": Meaning(Remedy.none, _DENIED),
+    "NOCLUSTER": Meaning(Remedy.none, "Redis at ledger.url is no Cluster; write the address as redis://host:port."),
 }
 
 _IN_SCRIPT = re.compile(r"^(?:ERR )?Error running script .*?-([A-Z]{3,}) ", re.DOTALL)
 _DENIED_IN_SCRIPT = re.compile(r"ACL failure in script|The user executing the script can't")
 _NO_LOGIN = re.compile(r"invalid (?:username-)?password|called without any password", re.IGNORECASE)
+
+_WITHOUT_CODE = {"cluster support disabled": "NOCLUSTER", "max number of clients": "MAXCLIENTS"}
 
 
 def code_of(error: Exception) -> str:
@@ -98,8 +109,11 @@ def code_of(error: Exception) -> str:
         return "NOPERM"
     if _NO_LOGIN.search(text):
         return "WRONGPASS"
-    code = getattr(error, "status_code", None)
-    return code if isinstance(code, str) and code != "ERR" else text.partition(" ")[0]
+    for part, code in _WITHOUT_CODE.items():
+        if part in text:
+            return code
+    given = getattr(error, "status_code", None)
+    return given if isinstance(given, str) and given != "ERR" else text.partition(" ")[0]
 
 
 def meaning_of(error: Exception, *, cluster: bool) -> Meaning | None:
@@ -115,3 +129,20 @@ def refused(error: Exception, meaning: Meaning | None) -> LedgerUnavailable:
     if meaning is not None:
         return LedgerUnavailable(meaning.detail)
     return LedgerUnavailable(f"Redis refused a ledger step: {str(error)[:200]}")
+
+
+def reason_of(error: BaseException, *, cluster: bool = False) -> str | None:
+    """What to tell of a failure to connect or to ask, where it says more than that nobody answers. The error that
+    knows is often wrapped in others of redis-py's."""
+    one: BaseException | None = error
+    for _ in range(8):
+        if one is None:
+            break
+        if isinstance(one, MasterNotFoundError):
+            return _NO_MASTER
+        if isinstance(one, RedisError) and (meaning := meaning_of(one, cluster=cluster)):
+            return meaning.detail
+        if problem := tls.problem_of(one):
+            return problem
+        one = one.__cause__ or one.__context__
+    return None

@@ -18,7 +18,7 @@ from typing import Any
 
 from gateway.config import Ledger as LedgerConfig
 from gateway.errors import LedgerUnavailable
-from gateway.ledger.connection import Connection, connect
+from gateway.ledger.connection import connect
 from gateway.ledger.steps import Ledger, Step, bucket_of
 from gateway.policy.model import SessionState
 from gateway.tasks import Tasks
@@ -31,17 +31,17 @@ SLACK_SECONDS = 0.5
 
 @asynccontextmanager
 async def opened(
-    url: str, *, durability: Any = "primary", timeout_seconds: float = TIMEOUT_SECONDS
+    url: str,
+    *,
+    durability: Any = "primary",
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    late_apply_seconds: float = 5.0,
 ) -> AsyncIterator[Ledger]:
     connection = connect(url, timeout_seconds, time.monotonic)
     try:
-        yield ledger_on(connection, durability)
+        yield Ledger(connection, LedgerConfig(durability=durability, hold_seconds=30.0), late_apply_seconds)
     finally:
         await connection.close()
-
-
-def ledger_on(connection: Connection, durability: Any = "primary") -> Ledger:
-    return Ledger(connection, LedgerConfig(durability=durability, hold_seconds=30.0), 5.0)
 
 
 def session_in(slots: Callable[[int], bool], hint: str = "s") -> str:

