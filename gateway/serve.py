@@ -122,7 +122,7 @@ class Gateway:
         gateway = cls(
             config,
             policy,
-            connect(url, config.ledger.timeout_seconds, time.monotonic),
+            connect(url, config.ledger.timeout_seconds, time.monotonic, replicas=config.ledger.replicas),
             client_session(config.upstream),
         )
         gateway._embedded = redis

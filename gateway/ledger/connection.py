@@ -16,7 +16,8 @@ from redis.exceptions import AskError, ResponseError
 
 from gateway.errors import LedgerUnavailable
 from gateway.ledger import addresses, fitness
-from gateway.ledger.lane import MAX_WAITING, Call, Lane
+from gateway.ledger.call import Call
+from gateway.ledger.lane import MAX_WAITING, Lane
 from gateway.ledger.replies import Meaning, Remedy, reason_of
 from gateway.ledger.scripts import Script
 from gateway.tasks import Tasks
@@ -40,8 +41,11 @@ log = structlog.get_logger(__name__)
 class Connection:
     """Calls scripts and commands on Redis. `clock`: monotonic seconds."""
 
-    def __init__(self, servers: addresses.Servers, timeout_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, servers: addresses.Servers, timeout_seconds: float, clock: Callable[[], float], replicas: int
+    ) -> None:
         self._servers = servers
+        self._replicas = replicas
         self._limit_seconds = timeout_seconds
         self._clock = clock
         self._lanes: dict[str, Lane] = {}
@@ -69,8 +73,8 @@ class Connection:
     def call_replicated(
         self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
     ) -> asyncio.Future[tuple[Any, bool]]:
-        """As `call`; besides the answer, whether a replica has confirmed what was written. After a lost answer that
-        can't be learnt: to WAIT on another connection, what this one wrote is unknown (since Redis 7.2)."""
+        """As `call`; besides the answer, whether enough replicas have confirmed what was written. After a lost answer
+        that can't be learnt: to WAIT on another connection, what this one wrote is unknown (since Redis 7.2)."""
         call = Call(script, (len(keys), *keys, *arguments), keys[0], self._clock(), replicated=True)
         return self._submit(call)
 
@@ -112,6 +116,7 @@ class Connection:
                 self._limit_seconds,
                 self._clock,
                 cluster=self._servers.cluster,
+                replicas=self._replicas,
                 refused=lambda call, error, meaning: self._again(server, call, error, meaning),
                 failed=away,
             )
@@ -219,7 +224,8 @@ class Connection:
             except LedgerUnavailable as error:
                 problem = error
             else:
-                found += fitness.warnings(server, info, save, cluster=self._servers.cluster, replicated=replicated)
+                needed = self._replicas if replicated else None
+                found += fitness.warnings(server, info, save, cluster=self._servers.cluster, replicas=needed)
         if problem is not None:
             raise problem
         return found
@@ -247,6 +253,6 @@ class Connection:
         await self._servers.close()
 
 
-def connect(url: str, timeout_seconds: float, clock: Callable[[], float]) -> Connection:
+def connect(url: str, timeout_seconds: float, clock: Callable[[], float], *, replicas: int = 1) -> Connection:
     """To `ledger.url` (see `addresses.servers`), connected at the first call. `timeout_seconds`: see `lane`."""
-    return Connection(addresses.servers(url, timeout_seconds), timeout_seconds, clock)
+    return Connection(addresses.servers(url, timeout_seconds), timeout_seconds, clock, replicas)

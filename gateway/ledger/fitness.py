@@ -5,8 +5,9 @@ from __future__ import annotations
 OLDEST = (6, 2)
 
 
-def warnings(server: str, info: str, save: str | None, *, cluster: bool, replicated: bool) -> list[str]:
-    """Sentences for the operator. `info`: the reply to INFO. `save`: the setting, None where nobody may read it."""
+def warnings(server: str, info: str, save: str | None, *, cluster: bool, replicas: int | None) -> list[str]:
+    """Sentences for the operator. `info`: the reply to INFO. `save`: the setting, None where nobody may read it.
+    `replicas`: how many must confirm a slot, None where none need to."""
     facts = dict(line.partition(":")[::2] for line in info.splitlines() if ":" in line)
     found = []
     version = facts.get("redis_version", "")
@@ -20,8 +21,14 @@ def warnings(server: str, info: str, save: str | None, *, cluster: bool, replica
     master = facts.get("role", "master") == "master"
     if not master:
         found.append("is a replica, which can't write; point ledger.url at the master, Sentinel or the Cluster")
-    if replicated and master and facts.get("connected_slaves") == "0":
-        found.append('has no replica, and ledger.durability is "replicated": no slot can be reserved; attach one')
+    follow = int(facts.get("connected_slaves", replicas or 0))
+    if replicas and master and follow != replicas:
+        lost = (
+            "no slot can be reserved; add some"
+            if follow < replicas
+            else f"a failover may lose slots; set it to {follow}"
+        )
+        found.append(f"has {follow} replicas, and ledger.replicas asks for {replicas}: {lost}")
     if not cluster and facts.get("cluster_enabled") == "1":
         found.append("belongs to a Cluster; write ledger.url as redis+cluster://host:port")
     return [f"Redis ({server}) {problem}." if cluster else f"Redis {problem}." for problem in found]

@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import hiredis
 import structlog
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
@@ -28,8 +27,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.errors import LedgerUnavailable
 from gateway.ledger.breaker import PROBE_SECONDS, Breaker
+from gateway.ledger.call import Call, packed
 from gateway.ledger.replies import LostAnswer, Meaning, Remedy, meaning_of, reason_of, refused
-from gateway.ledger.scripts import Script
 from gateway.tasks import Tasks
 
 MAX_WAITING = 10_000
@@ -37,12 +36,6 @@ MAX_PIPELINE = 256
 
 GRACE_SECONDS = 0.01
 """After a limit is over: where this process itself was held up, the answers are there already, and are read first."""
-
-
-def packed(*command: Any) -> bytes:
-    """A command as it goes over the wire."""
-    data: bytes = hiredis.pack_command(command)
-    return data
 
 
 _ASKING = packed("ASKING")
@@ -53,65 +46,21 @@ _CLOSES = (
     "Redis at ledger.url closes each connection at once; see whether it wants TLS (rediss://), or a certificate of the"
     " gateway's (ssl_certfile)."
 )
-_NO_REPLICA = "No replica of Redis confirms what is written, and ledger.durability asks for one; see to the replicas."
+_NO_REPLICA = "Too few replicas of Redis confirm what is written: ledger.replicas says how many; see to them."
 _CLOSED = "The gateway is being stopped, and asks Redis nothing any more."
 
 log = structlog.get_logger(__name__)
 
 _UNFIT = (Remedy.away, Remedy.reconnect)
 
-Refused = Callable[["Call", ResponseError, Meaning], bool]
+Refused = Callable[[Call, ResponseError, Meaning], bool]
 """Told of a call that a server did not run; whether it will be asked elsewhere, or later."""
-
-
-class Call:
-    """A script or a command, and who waits for it. `key` decides which server has it. `replicated`: its result is a
-    pair, the answer and whether a replica has what was written. `whole`: send the script's text. `asking`: the server
-    is asked although the slot is only on its way there. `sends`: how often it was sent. `refusal`: what a server said
-    that did not run it."""
-
-    __slots__ = (
-        "arguments",
-        "asking",
-        "future",
-        "key",
-        "made_at",
-        "refusal",
-        "replicated",
-        "script",
-        "sends",
-        "whole",
-    )
-
-    def __init__(
-        self, script: Script | None, arguments: tuple[Any, ...], key: str, made_at: float, *, replicated: bool = False
-    ) -> None:
-        self.script, self.arguments, self.key, self.made_at = script, arguments, key, made_at
-        self.replicated = replicated
-        self.whole = self.asking = False
-        self.sends = 0
-        self.refusal: LedgerUnavailable | None = None
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def pack(self) -> bytes:
-        if self.script is None:
-            return packed(*self.arguments)
-        head = ("EVAL", self.script.text) if self.whole else ("EVALSHA", self.script.sha)
-        return packed(*head, *self.arguments)
-
-    def settle(self, answer: Any) -> None:
-        if not self.future.done():
-            self.future.set_result(answer)
-
-    def fail(self, error: LedgerUnavailable) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Lane:
     """`open_connection` makes a connection object without a time limit of its own, not yet connected, to whoever is the
     server now. `refused` is asked what becomes of a call that was not run; `failed` is told that the server could not
-    be used. `clock`: monotonic seconds."""
+    be used. `clock`: monotonic seconds. `replicas`: how many have what is replicated."""
 
     def __init__(
         self,
@@ -121,13 +70,15 @@ class Lane:
         clock: Callable[[], float],
         *,
         cluster: bool,
+        replicas: int,
         refused: Refused,
         failed: Callable[[], None],
     ) -> None:
         self.name = name
         self._open = open_connection
         self._limit_seconds = timeout_seconds
-        self._wait = packed("WAIT", 1, max(1, int(timeout_seconds * 500)))
+        self._wait = packed("WAIT", replicas, max(1, int(timeout_seconds * 500)))
+        self._needed = replicas
         self._clock = clock
         self._cluster = cluster
         self._refused = refused
@@ -138,7 +89,7 @@ class Lane:
         self._closed = False
         self._cause = ""
         self._breaker = Breaker()
-        self._replicas = Breaker()
+        self._replication = Breaker()
         self._tasks = Tasks("ledger")
 
     @property
@@ -162,7 +113,7 @@ class Lane:
             return _CLOSED
         if self._breaker.is_open:
             return f"{self._cause} It is asked again in the background, and used as soon as it answers."
-        if call.replicated and self._replicas.is_open:
+        if call.replicated and self._replication.is_open:
             return _NO_REPLICA
         if len(self._waiting) >= MAX_WAITING:
             return f"More than {MAX_WAITING} ledger steps wait for Redis; it is slower than the requests come."
@@ -293,12 +244,12 @@ class Lane:
     def _confirm(self, written: list[tuple[Call, Any]], said: int | ResponseError) -> None:
         """`said`: how many replicas have everything that this connection wrote before its WAIT. A server that stopped
         being a master meanwhile says that as an error."""
-        confirmed = isinstance(said, int) and said > 0
+        confirmed = isinstance(said, int) and said >= self._needed
         for call, answer in written:
             call.settle((answer, confirmed))
         if confirmed:
-            self._replicas.succeeded()
-        elif self._replicas.failed():
+            self._replication.succeeded()
+        elif self._replication.failed():
             log.warning("ledger_without_replica", server=self.name, said=str(said)[:300])
             self._tasks.start(self._probe_replicas())
 
@@ -352,11 +303,11 @@ class Lane:
         """Ask, in a pipeline of its own, whether a replica has what was written."""
         while not self._closed:
             await asyncio.sleep(PROBE_SECONDS)
-            call = Call(None, ("WAIT", 1, 1), "", self._clock())
+            call = Call(None, ("WAIT", self._needed, 1), "", self._clock())
             self.submit(call)
             with suppress(LedgerUnavailable):
-                if await call.future > 0:
-                    self._replicas.probed()
+                if await call.future >= self._needed:
+                    self._replication.probed()
                     log.info("ledger_replicated", server=self.name)
                     return
 

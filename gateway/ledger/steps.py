@@ -28,9 +28,7 @@ _SNAPSHOT, _ADOPT, _SETTLE = Script("snapshot"), Script("adopt"), Script("settle
 _CLAIM, _POSTPONE, _READY = (Script(name, shared=False) for name in ("claim", "postpone", "ready"))
 
 _TOOK = ("held", "asked", "stays", "untracked")
-_NOT_REPLICATED = (
-    "No replica of Redis has confirmed the step in time, and ledger.durability asks for one; see to the replicas."
-)
+_NOT_REPLICATED = "Too few replicas of Redis have the step in time: ledger.replicas says how many; see to them."
 
 _STATES = {b"p": SessionState.preparing, b"l": SessionState.live, b"e": SessionState.ended}
 _LETTERS = {SessionState.preparing: "p", SessionState.live: "l", SessionState.ended: "e", None: ""}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.topologies.redis_processes import ClusterNodes
+from tests.topologies.redis_processes import ClusterNodes, SentinelNodes
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,25 @@ def cluster() -> Iterator[ClusterNodes]:
 
     async def end() -> None:
         await asyncio.gather(*(node.close() for node in nodes.nodes))
+
+    try:
+        asyncio.run(begin())
+        yield nodes
+    finally:
+        asyncio.run(end())
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[SentinelNodes]:
+    """Six processes for all tests of a module; each test leaves them healthy."""
+    nodes = SentinelNodes()
+
+    async def begin() -> None:
+        await nodes.form()
+        await nodes.let_go()
+
+    async def end() -> None:
+        await asyncio.gather(*(node.close() for node in (*nodes.servers, *nodes.sentinels)))
 
     try:
         asyncio.run(begin())

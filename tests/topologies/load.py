@@ -34,10 +34,11 @@ async def opened(
     url: str,
     *,
     durability: Any = "primary",
+    replicas: int = 1,
     timeout_seconds: float = TIMEOUT_SECONDS,
     late_apply_seconds: float = 5.0,
 ) -> AsyncIterator[Ledger]:
-    connection = connect(url, timeout_seconds, time.monotonic)
+    connection = connect(url, timeout_seconds, time.monotonic, replicas=replicas)
     try:
         yield Ledger(connection, LedgerConfig(durability=durability, hold_seconds=30.0), late_apply_seconds)
     finally:

@@ -363,7 +363,7 @@ async def test_without_a_replica_what_must_be_replicated_is_refused_at_once_and_
             answer, confirmed = await connection.call_replicated(SCRIPT, ["k"], [])
             assert answer[0] == b"held"
             assert not confirmed
-        assert "No replica" in (await problem(connection.call_replicated(SCRIPT, ["k"], []))).detail
+        assert "Too few replicas" in (await problem(connection.call_replicated(SCRIPT, ["k"], []))).detail
         assert (await connection.call(SCRIPT, ["k"], []))[0] == b"held"
         assert connection.available
 

@@ -153,9 +153,11 @@ async def _no_rewrite(node: Node) -> bool:
 async def test_a_replica_and_a_master_without_one_are_said_at_start() -> None:
     async with running(Node({"appendonly": "yes"}), Node({"appendonly": "yes"})) as (node, replica):
         async with opened(url_of(node), durability="replicated") as ledger:
-            assert any("has no replica" in one for one in await ledger.warnings())
+            assert any("has 0 replicas" in one for one in await ledger.warnings())
             await follow(replica, node.port)
             assert await ledger.warnings() == []
+        async with opened(url_of(node), durability="replicated", replicas=2) as ledger:
+            assert any("has 1 replicas" in one and "no slot can be reserved" in one for one in await ledger.warnings())
         async with opened(url_of(replica)) as ledger:
             assert any("is a replica" in one for one in await ledger.warnings())
 
