@@ -16,8 +16,7 @@ def cluster() -> Iterator[ClusterNodes]:
     async def begin() -> None:
         await asyncio.gather(*(node.start() for node in nodes.nodes))
         await nodes.form()
-        for node in nodes.nodes:
-            await node.client.connection_pool.disconnect()
+        await nodes.let_go()
 
     async def end() -> None:
         await asyncio.gather(*(node.close() for node in nodes.nodes))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -163,7 +163,3 @@ class Load:
 
 def everywhere() -> str:
     return f"s{random.getrandbits(48):x}"
-
-
-def one_of(names: Sequence[str]) -> str:
-    return random.choice(names)

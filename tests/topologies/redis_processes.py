@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -289,17 +289,11 @@ class ClusterNodes:
             found[int(address.rpartition(":")[2].partition("@")[0])] = flags.replace("myself,", "")
         return found
 
-    async def owner(self, slot: int) -> Node:
-        """The master that has a slot."""
-        for node in self.nodes:
-            try:
-                shards = await node.ask("CLUSTER", "SLOTS")
-            except (RedisError, OSError):
-                continue
-            for low, high, master, *_ in shards:
-                if low <= slot <= high:
-                    return next(one for one in self.nodes if one.port == master[1])
-        raise AssertionError(f"nobody has slot {slot}")
+    async def slots_of(self, master: Node) -> Callable[[int], bool]:
+        """Whether a slot is a master's now."""
+        shards = await master.ask("CLUSTER", "SLOTS")
+        ranges = [(low, high) for low, high, one, *_ in shards if one[1] == master.port]
+        return lambda slot: any(low <= slot <= high for low, high in ranges)
 
     async def masters(self) -> list[Node]:
         return [node for node in self.nodes if (await node.info("replication"))["role"] == "master"]
@@ -322,10 +316,11 @@ class ClusterNodes:
         for node in (target, source, *await self.masters()):
             await node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.ids[target.port])
 
+    async def let_go(self) -> None:
+        """Of the connections of this event loop."""
+        for node in self.nodes:
+            await node.client.connection_pool.disconnect()
+
 
 def slot_of(key: str) -> int:
     return key_slot(key.encode())
-
-
-def ports(nodes: Iterable[Node]) -> list[int]:
-    return [node.port for node in nodes]

@@ -1,0 +1,61 @@
+"""One call to Redis on its way: what is asked, how often it was, and who waits for the answer. No I/O."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import hiredis
+
+from gateway.errors import LedgerUnavailable
+from gateway.ledger.scripts import Script
+
+
+def packed(*command: Any) -> bytes:
+    """A command as it goes over the wire."""
+    data: bytes = hiredis.pack_command(command)
+    return data
+
+
+class Call:
+    """A script or a command, and who waits for it. `key` decides which server has it. `replicated`: its result is a
+    pair, the answer and whether a replica has what was written. `whole`: send the script's text. `asking`: the server
+    is asked although the slot is only on its way there. `sends`: how often it was sent. `refusal`: what a server said
+    that did not run it."""
+
+    __slots__ = (
+        "arguments",
+        "asking",
+        "future",
+        "key",
+        "made_at",
+        "refusal",
+        "replicated",
+        "script",
+        "sends",
+        "whole",
+    )
+
+    def __init__(
+        self, script: Script | None, arguments: tuple[Any, ...], key: str, made_at: float, *, replicated: bool = False
+    ) -> None:
+        self.script, self.arguments, self.key, self.made_at = script, arguments, key, made_at
+        self.replicated = replicated
+        self.whole = self.asking = False
+        self.sends = 0
+        self.refusal: LedgerUnavailable | None = None
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def pack(self) -> bytes:
+        if self.script is None:
+            return packed(*self.arguments)
+        head = ("EVAL", self.script.text) if self.whole else ("EVALSHA", self.script.sha)
+        return packed(*head, *self.arguments)
+
+    def settle(self, answer: Any) -> None:
+        if not self.future.done():
+            self.future.set_result(answer)
+
+    def fail(self, error: LedgerUnavailable) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
