@@ -19,9 +19,9 @@ def packed(*command: Any) -> bytes:
 
 class Call:
     """A script or a command, and who waits for it. `key` decides which server has it. `replicated`: its result is a
-    pair, the answer and whether a replica has what was written. `whole`: send the script's text. `asking`: the server
-    is asked although the slot is only on its way there. `sends`: how often it was sent. `refusal`: what a server said
-    that did not run it."""
+    pair, the answer and whether enough replicas have what was written. `whole`: send the script's text. `asking`: the
+    server is asked although the slot is only on its way there. `sends`: how often it was sent, but for one that found
+    its script unknown. `refusal`: what a server said that did not run it."""
 
     __slots__ = (
         "arguments",

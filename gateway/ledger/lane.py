@@ -266,6 +266,7 @@ class Lane:
             young = call.made_at >= self._clock() - self._limit_seconds
             if meaning.remedy is Remedy.whole and not call.whole:
                 call.whole = True
+                call.sends -= 1
                 whole.append(call)
             elif not (young and self._refused(call, error, meaning)):
                 call.fail(call.refusal)

@@ -78,7 +78,13 @@ class Node:
             lines |= {"save": '""', "appendonly": "no", "unixsocket": str(self.socket), "repl-diskless-sync-delay": "0"}
         lines |= settings
         self._configuration = self.folder / "redis.conf"
-        self._configuration.write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
+        self._lines = lines
+        self.configure({})
+
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """From the next start on, besides what was set before."""
+        self._lines |= settings
+        self._configuration.write_text("".join(f"{name} {value}\n" for name, value in self._lines.items()))
 
     @property
     def pid(self) -> int:
