@@ -206,6 +206,7 @@ class Gateway:
         self._gate.bodies = BodyReader(config.routes, config.limits)
         self._dispatcher.rules = self._rules(config)
         self._limiter.configure(config.limits)
+        self._admin.reload(config.listen)
         self._loops.start(self._identity.reload())
         self.telemetry.policy(policy_in_force(policy, time.time()))
         log.info("reloaded", policy_version=policy.versions[-1].id)

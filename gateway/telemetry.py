@@ -353,8 +353,9 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
 
 
 def _as_json(logger: Any, method: str, event: Event) -> str:
-    """Everything outside ASCII is escaped too: some viewers end a line at U+0085 or U+2028."""
-    return json.dumps(event, ensure_ascii=True, default=str)
+    """Everything outside ASCII is escaped too, since some viewers end a line at U+0085 or U+2028; and DEL, which JSON
+    allows."""
+    return json.dumps(event, ensure_ascii=True, default=str).replace("\x7f", "\\u007f")
 
 
 def _bounded(logger: Any, method: str, event: Event) -> Event:

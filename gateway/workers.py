@@ -17,12 +17,15 @@ import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
+from gateway import settings
 from gateway.admin.together import Together
 from gateway.config import Config
+from gateway.errors import ConfigurationError
 from gateway.tasks import Tasks
 
 RESTART_SECONDS = 1.0
@@ -54,11 +57,12 @@ class _Supervisor:
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
+        self._admin = Together(self._sockets, self._stop.is_set)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         listen = self._config.listen
-        admin = Together(self._sockets, self._stop.is_set)
+        admin = self._admin
         try:
             await admin.start(listen)
             log.info("supervising", workers=len(self._sockets), admin_port=admin.port)
@@ -102,6 +106,9 @@ class _Supervisor:
         return process
 
     def _reload(self) -> None:
+        """The workers say what is wrong with a file; here it is enough to go on without it."""
+        with suppress(ConfigurationError):
+            self._admin.reload(settings.load_all(self._path, self._environ)[0].listen)
         for process in self._running.values():
             if process.returncode is None:
                 process.send_signal(signal.SIGHUP)

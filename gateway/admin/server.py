@@ -2,7 +2,8 @@
 
 `/healthz` answers as long as the process runs, `/readyz` tells whether it should get traffic and what is in
 the way if not, `/metrics` is for Prometheus. A check is run once at a time, however many ask, and none is
-waited for longer than its limit: a probe must not become the load that brings the gateway down.
+waited for longer than its limit: a probe must not become the load that brings the gateway down. Who may ask, and
+who is told what a check found, is `guard`'s.
 
 Knows nothing about what is checked.
 """
@@ -18,6 +19,7 @@ import structlog
 from aiohttp import web
 
 from gateway import config
+from gateway.admin.guard import Guard, answer, application, document
 from gateway.errors import GatewayError
 from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry, without_secrets
@@ -44,11 +46,16 @@ class Readiness(msgspec.Struct, frozen=True):
 class Running:
     """The admin server at work. `port` is the one that was bound, 0 for a unix socket."""
 
-    def __init__(self, runner: web.AppRunner, tasks: Tasks) -> None:
+    def __init__(self, runner: web.AppRunner, tasks: Tasks, guard: Guard) -> None:
         self._runner = runner
         self._tasks = tasks
+        self._guard = guard
         address = runner.addresses[0]
         self.port = 0 if isinstance(address, str) else int(address[1])
+
+    def reload(self, listen: config.Listen) -> None:
+        """Ask for another token from now on."""
+        self._guard.token = listen.admin_token
 
     async def close(self) -> None:
         """Checks that still run are not waited for."""
@@ -65,13 +72,14 @@ async def start(
     socket: Path | None = None,
     check_seconds: float = CHECK_SECONDS,
 ) -> Running:
-    """Listen on `listen.admin_host` and `listen.admin_port`, or on a unix socket where this is one of several workers.
-    Raises OSError where that address can't be had."""
+    """Listen on `listen.admin_host` and `listen.admin_port`, or on a unix socket where this is one of several workers:
+    then the supervisor asks, whose port has the guard. Raises OSError where that address can't be had."""
     tasks = Tasks("admin")
     readiness = _Checker(checks, check_seconds, tasks)
+    guard = Guard(listen.admin_token if socket is None else "")
 
     async def healthz(request: web.Request) -> web.Response:
-        return _json(200, {"status": "ok"})
+        return document(200, {"status": "ok"})
 
     async def readyz(request: web.Request) -> web.Response:
         results = await readiness.results()
@@ -79,17 +87,15 @@ async def start(
         results["draining"] = _DRAINING if stopping else "ok"
         ready = all(result == "ok" for result in results.values())
         status = "ok" if ready else "draining" if stopping else "unavailable"
-        return _json(200 if ready else 503, Readiness(status, telemetry.policy_version, results))
+        whole = Readiness(status, telemetry.policy_version, results)
+        return document(200 if ready else 503, whole if guard.knows(request) else {"status": status})
 
     async def metrics(request: web.Request) -> web.Response:
-        body, content_type = telemetry.exposition(request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+        return answer(200, *telemetry.exposition(request.headers.get("Accept", "")))
 
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    runner = web.AppRunner(
+        application(guard, healthz, readyz, metrics), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
+    )
     await runner.setup()
     try:
         if socket is not None:
@@ -99,7 +105,7 @@ async def start(
     except BaseException:
         await runner.cleanup()
         raise
-    return Running(runner, tasks)
+    return Running(runner, tasks, guard)
 
 
 class _Checker:
@@ -134,12 +140,3 @@ class _Checker:
             return "ok"
         log.warning("not_ready", check=name, result=result)
         return result[:MAX_MESSAGE_CHARS]
-
-
-def _json(status: int, document: object) -> web.Response:
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode(document),
-        content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )

@@ -25,6 +25,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from gateway import config
+from gateway.admin.guard import Guard, answer, application, document
 
 log = structlog.get_logger(__name__)
 
@@ -46,18 +47,21 @@ class Together:
             )
             for name, socket in sockets.items()
         }
+        self._guard = Guard()
         self.port = 0
 
     async def start(self, listen: config.Listen) -> None:
         """Raises OSError where the address can't be had."""
-        app = web.Application()
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._metrics)
+        self.reload(listen)
+        app = application(self._guard, self._healthz, self._readyz, self._metrics)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await self._runner.setup()
         await web.TCPSite(self._runner, listen.admin_host, listen.admin_port).start()
         self.port = int(self._runner.addresses[0][1])
+
+    def reload(self, listen: config.Listen) -> None:
+        """Ask for another token from now on."""
+        self._guard.token = listen.admin_token
 
     async def close(self) -> None:
         if hasattr(self, "_runner"):
@@ -78,20 +82,21 @@ class Together:
         return dict(zip(self._workers, answers, strict=True))
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        return _json(200, {"status": "ok"})
+        return document(200, {"status": "ok"})
 
     async def _readyz(self, request: web.Request) -> web.Response:
         answers = await self._ask("/readyz")
         ready = not self._draining() and any(status == 200 for status, _ in answers.values())
         status = "draining" if self._draining() else "ok" if ready else "unavailable"
         workers = {name: _document(body) for name, (_, body) in answers.items()}
-        return _json(200 if ready else 503, {"status": status, "workers": workers})
+        whole = {"status": status} | ({"workers": workers} if self._guard.knows(request) else {})
+        return document(200 if ready else 503, whole)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         answers = await self._ask("/metrics")
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         together = _Merged({name: body.decode() for name, (status, body) in answers.items() if status == 200}, answers)
-        return web.Response(body=encode(together), headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+        return answer(200, encode(together), content_type)
 
 
 class _Merged(Collector):
@@ -119,12 +124,3 @@ def _document(body: bytes) -> object:
         return msgspec.json.decode(body)
     except msgspec.DecodeError:
         return {"status": "no answer"}
-
-
-def _json(status: int, document: object) -> web.Response:
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode(document),
-        content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )

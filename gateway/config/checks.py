@@ -36,6 +36,8 @@ _FRAMING_HEADERS = frozenset(
 )
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
+MIN_TOKEN_CHARS, MAX_TOKEN_CHARS = 16, 512
+_TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{{MIN_TOKEN_CHARS},{MAX_TOKEN_CHARS}}}")
 _PREFIX = re.compile(r"/(?:[A-Za-z0-9_~-][A-Za-z0-9._~-]*/)+")
 
 
@@ -59,12 +61,7 @@ def _check_listen(listen: Listen, findings: Findings) -> None:
     for name, host in (("host", listen.host), ("admin_host", listen.admin_host)):
         if not findings.has(f"listen.{name}") and not _HOST.fullmatch(host):
             findings.add(f"listen.{name}", f'expected an address or a host name, such as "0.0.0.0", got {shown(host)}')
-    if not findings.has("listen.admin_host") and not _is_loopback(listen.admin_host):
-        findings.add(
-            "listen.admin_host",
-            "the admin port asks for no credentials, so it listens on 127.0.0.1, ::1 or localhost only; "
-            "reach it from elsewhere through something that asks for them",
-        )
+    _check_admin(listen, findings)
     same_host = listen.host in (listen.admin_host, "0.0.0.0", "::")
     if listen.port and listen.port == listen.admin_port and same_host and not findings.has("listen.port"):
         findings.add("listen.admin_port", f"the same as listen.port ({listen.port}); choose another one")
@@ -73,6 +70,30 @@ def _check_listen(listen: Listen, findings: Findings) -> None:
             "listen.client_prefix",
             'expected a path that starts and ends with "/", such as "/_gateway/", got ' + shown(listen.client_prefix),
         )
+
+
+def _check_admin(listen: Listen, findings: Findings) -> None:
+    if listen.admin_token and listen.admin_token_file:
+        findings.add("listen.admin_token_file", "stands beside listen.admin_token; keep one of them")
+    if listen.admin_token and not findings.has("listen.admin_token") and (problem := token_problem(listen.admin_token)):
+        findings.add("listen.admin_token", problem)
+    asks = listen.admin_token or listen.admin_token_file
+    if not findings.has("listen.admin_host") and not asks and not _is_loopback(listen.admin_host):
+        findings.add(
+            "listen.admin_host",
+            "an admin port that asks for no credentials listens on 127.0.0.1, ::1 or localhost only; to open it, set "
+            "listen.admin_token, or listen.admin_token_file to where the token stands",
+        )
+
+
+def token_problem(token: str) -> str | None:
+    """What is wrong with a token that the admin port shall ask for, or None. Never shows it."""
+    if not _TOKEN.fullmatch(token):
+        return (
+            f"expected {MIN_TOKEN_CHARS} to {MAX_TOKEN_CHARS} of the characters A-Z a-z 0-9 . _ ~ + / = -, "
+            'such as `python -c "import secrets; print(secrets.token_urlsafe())"` makes'
+        )
+    return None
 
 
 def _is_loopback(host: str) -> bool:

@@ -24,7 +24,7 @@ from gateway.config.tables import Findings
 from gateway.errors import ConfigurationError, Mistake
 
 PREFIX = "ATTACHGATE_"
-SECRETS = frozenset({"upstream.url", "ledger.url", "directory.url", "identity.jwks"})
+SECRETS = frozenset({"upstream.url", "listen.admin_token", "ledger.url", "directory.url", "identity.jwks"})
 _RESERVED = f"{PREFIX}CONFIG"
 _INJECTED = re.compile(
     PREFIX + r"([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|NAME"
@@ -79,7 +79,23 @@ def read(path: Path, environ: Mapping[str, str]) -> tuple[Config | None, list[Mi
     jwks = config.identity.jwks
     if config.identity.mode == "jwt" and jwks and "://" not in jwks and not Path(jwks).is_file():
         mistakes.append(Mistake(str(path), "identity.jwks", f"there is no file {jwks}; create it or correct the path"))
+    if config.listen.admin_token_file:
+        config, problem = _with_token(config)
+        if problem:
+            mistakes.append(Mistake(str(path), "listen.admin_token_file", problem))
     return config, mistakes
+
+
+def _with_token(config: Config) -> tuple[Config, str | None]:
+    """The configuration with the token out of its file; or what is wrong with that."""
+    file = Path(config.listen.admin_token_file)
+    try:
+        token = file.read_bytes()[: checks.MAX_TOKEN_CHARS + 2].decode("ascii", "replace").rstrip("\r\n")
+    except OSError as error:
+        return config, f"{file} can't be read ({error.strerror or type(error).__name__}); check the path and its rights"
+    if problem := checks.token_problem(token):
+        return config, f"in {file}: {problem}"
+    return msgspec.structs.replace(config, listen=msgspec.structs.replace(config.listen, admin_token=token)), None
 
 
 def unreadable(path: Path, error: OSError) -> Mistake:
@@ -97,6 +113,8 @@ def _resolved(config: Config, folder: Path) -> Config:
         config = replace(config, policy=replace(config.policy, file=str(folder / file)))
     if files := config.journal.files:
         config = replace(config, journal=replace(config.journal, files=str(Path(glob.escape(str(folder))) / files)))
+    if file := config.listen.admin_token_file:
+        config = replace(config, listen=replace(config.listen, admin_token_file=str(folder / file)))
     jwks = config.identity.jwks
     if jwks and "://" not in jwks:
         config = replace(config, identity=replace(config.identity, jwks=str(folder / jwks)))

@@ -19,12 +19,15 @@ _PREFIX = "1 to 32 of the characters A-Z a-z 0-9 _ . -"
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True):
-    """The public and the admin listener. Port 0 takes a free one."""
+    """The public and the admin listener. Port 0 takes a free one. `admin_token_file` is where `admin_token` stands
+    instead; whoever loads the configuration reads it."""
 
     host: str = "127.0.0.1"
     port: Port = 8080
     admin_host: str = "127.0.0.1"
     admin_port: Port = 8081
+    admin_token: str = ""
+    admin_token_file: str = ""
     client_prefix: str = "/_gateway/"
     drain_seconds: Seconds = 10.0
     max_body_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 262_144

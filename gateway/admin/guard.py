@@ -1,0 +1,82 @@
+"""Who may ask the admin port what.
+
+Without a token the port is bound to loopback (`config.checks` sees to it), and whoever gets in may ask anything. With
+one, everything needs it as a bearer token (RFC 6750), except that `/healthz` and `/readyz` say in one word how the
+gateway is: the probes of an orchestrator have no credentials. What a check found, which may name hosts, is for who has
+the token.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+
+_OPEN = frozenset(("/healthz", "/readyz"))
+_UNAUTHORIZED = "This needs the token of listen.admin_token, sent as `Authorization: Bearer TOKEN`."
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Guard:
+    """`token`: what is asked for; empty for nothing. It may be changed while the port is open."""
+
+    def __init__(self, token: str = "") -> None:
+        self.token = token
+
+    def knows(self, request: web.Request) -> bool:
+        """Whether the request has the token. How long that takes does not depend on how much of it is right."""
+        if not self.token:
+            return True
+        fields = request.headers.getall("Authorization", [])
+        if len(fields) != 1:
+            return False
+        scheme, _, sent = fields[0].partition(" ")
+        right = hmac.compare_digest(sent.strip(" ").encode("utf-8", "surrogateescape"), self.token.encode())
+        return right and scheme.lower() == "bearer"
+
+
+def application(guard: Guard, healthz: Handler, readyz: Handler, metrics: Handler) -> web.Application:
+    """The routes of an admin port, behind its guard."""
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in _OPEN and not guard.knows(request):
+            return problem(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, {"WWW-Authenticate": 'Bearer realm="admin"'})
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+            return problem(HTTPStatus(error.status), "There are /healthz, /readyz and /metrics, for GET.", allow)
+
+    app = web.Application(middlewares=[guarded])
+    app.on_response_prepare.append(_unnamed)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    return app
+
+
+async def _unnamed(request: web.Request, response: web.StreamResponse) -> None:
+    """What runs here, and in which version, is nobody's business."""
+    response.headers.pop("Server", None)
+
+
+def document(status: int, content: object) -> web.Response:
+    return answer(status, msgspec.json.encode(content), "application/json")
+
+
+def problem(status: HTTPStatus, detail: str, headers: dict[str, str]) -> web.Response:
+    """RFC 9457."""
+    content = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    response = answer(status, msgspec.json.encode(content), "application/problem+json")
+    response.headers.update(headers)
+    return response
+
+
+def answer(status: int, body: bytes, content_type: str) -> web.Response:
+    headers = {"Content-Type": content_type, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return web.Response(status=status, body=body, headers=headers)
