@@ -15,15 +15,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import structlog
 from aiohttp import web
 
-from gateway import identity, settings
+from gateway import identity, settings, tls
 from gateway.admin import server as admin
 from gateway.admission.gate import Gate
 from gateway.admission.notes import Notes
 from gateway.admission.settle import Settlements
-from gateway.config import Config
+from gateway.config import ClientTls, Config
 from gateway.directory import Directory
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.ledger import embedded
@@ -47,6 +48,7 @@ from gateway.reconciler.doubt import Reconciler
 from gateway.reconciler.opening import Opening
 from gateway.reconciler.recall import Recall
 from gateway.reconciler.takeover import Takeovers
+from gateway.site import Site
 from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry
 from gateway.upstream.listing import list_products
@@ -65,6 +67,7 @@ class Gateway:
         self.config = config
         self.telemetry = Telemetry()
         self._http = http
+        self._login = client_session(msgspec.structs.replace(config.upstream, tls=ClientTls()))
         self._connection = connection
         self.ledger = Ledger(connection, config.ledger, config.upstream.late_apply_seconds)
         self._directory = Directory(http, config.directory, config.upstream.url, time.monotonic)
@@ -80,7 +83,9 @@ class Gateway:
         self._settlements = Settlements(self.ledger, opening, self._reconciler, self._takeovers, hold_seconds)
         self._notes = Notes(Streams(connection, config.ledger), self.telemetry)
         self._limiter = Limiter(config.limits, time.monotonic)
-        self._identity = LimitedIdentity(identity.build(config.identity, config.limits.id_pattern, http), self._limiter)
+        self._identity = LimitedIdentity(
+            identity.build(config.identity, config.limits.id_pattern, self._login), self._limiter
+        )
         self._gate = Gate(
             policy=policy,
             bodies=BodyReader(config.routes, config.limits),
@@ -149,7 +154,15 @@ class Gateway:
         await self._runner.setup()
         self.telemetry.watch_connections(lambda: len(self._listener.connections))
         shared = worker is not None
-        self._site = web.TCPSite(self._runner, listen.host, listen.port, reuse_port=shared, backlog=1024)
+        self._tls = tls.server(listen.tls)
+        self._site = Site(
+            self._runner,
+            listen.host,
+            listen.port,
+            tls=self._tls,
+            handshake_seconds=listen.header_timeout_seconds,
+            shared=shared,
+        )
         await self._site.start()
         self.port = int(self._runner.addresses[0][1])
         checks = {"ledger": self.ledger.ping, "upstream": self._ask_upstream}
@@ -159,15 +172,16 @@ class Gateway:
         self._loops.start(self._takeovers.run())
         self._loops.start(self._notes.run())
         self._loops.start(self._warn())
-        log.info("listening", url=f"http://{listen.host}:{self.port}", admin_port=self.admin_port)
+        log.info("listening", url=self.url, admin_port=self.admin_port)
 
     @property
     def url(self) -> str:
-        return f"http://{self.config.listen.host}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{self.config.listen.host}:{self.port}"
 
     @property
     def admin_url(self) -> str:
-        return f"http://{self.config.listen.admin_host}:{self.admin_port}"
+        listen = self.config.listen
+        return f"{'https' if listen.admin_tls.certificate else 'http'}://{listen.admin_host}:{self.admin_port}"
 
     def _rules(self, config: Config) -> Rules:
         return Rules(
@@ -198,15 +212,18 @@ class Gateway:
             log.warning("ledger_unavailable", error=error.detail)
 
     def reload(self, config: Config, policy: Policy) -> None:
-        """Take over a new policy and new rules for reading requests; what needs a new start is named in the log."""
+        """Take over a new policy, new rules for reading requests and new certificates; what needs a new start is named
+        in the log. Raises `tls.Unusable`, and then all stays as it is."""
         fixed = needs_restart(self.config, config)
         if fixed:
             log.warning("reload_needs_restart", keys=fixed)
+        if self._tls is not None:
+            self._tls.reload(config.listen.tls)
+        self._admin.reload(config.listen)
         self._gate.policy = policy
         self._gate.bodies = BodyReader(config.routes, config.limits)
         self._dispatcher.rules = self._rules(config)
         self._limiter.configure(config.limits)
-        self._admin.reload(config.listen)
         self._loops.start(self._identity.reload())
         self.telemetry.policy(policy_in_force(policy, time.time()))
         log.info("reloaded", policy_version=policy.versions[-1].id)
@@ -244,6 +261,7 @@ class Gateway:
         self._pool.close()
         await self._connection.close()
         await self._http.close()
+        await self._login.close()
         await self._streams.close()
         if self._embedded is not None:
             await self._embedded.close()
@@ -266,6 +284,11 @@ def needs_restart(before: Config, after: Config) -> list[str]:
         "keepalive_seconds",
     )
     changed += [f"listen.{key}" for key in keys if getattr(before.listen, key) != getattr(after.listen, key)]
+    for name in ("tls", "admin_tls"):
+        if not tls.same_kind(getattr(before.listen, name), getattr(after.listen, name)):
+            changed.append(f"listen.{name}")
+    if before.listen.admin_token and not after.listen.admin_token:
+        changed.append("listen.admin_token")
     if before.limits.id_pattern != after.limits.id_pattern:
         changed.append("limits.id_pattern")
     return changed

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+from gateway import tls
 from gateway.config import Config, loader
 from gateway.errors import ConfigurationError, Mistake
 from gateway.policy import document
@@ -31,7 +32,7 @@ def load_all(path: Path, environ: Mapping[str, str]) -> tuple[Config, Policy]:
         policy, more = _examine_policy(config.policy.file)
         mistakes = mistakes + more
     if config is not None and not mistakes:
-        mistakes = _unreadable_routes(config, str(path))
+        mistakes = _unreadable_routes(config, str(path)) + tls.mistakes(config, str(path))
     if config is None or policy is None or mistakes:
         raise ConfigurationError(mistakes)
     return config, policy

@@ -27,6 +27,7 @@ from gateway.admin.together import Together
 from gateway.config import Config
 from gateway.errors import ConfigurationError
 from gateway.tasks import Tasks
+from gateway.tls import Unusable
 
 RESTART_SECONDS = 1.0
 KILL_AFTER_SECONDS = 10.0
@@ -107,7 +108,7 @@ class _Supervisor:
 
     def _reload(self) -> None:
         """The workers say what is wrong with a file; here it is enough to go on without it."""
-        with suppress(ConfigurationError):
+        with suppress(ConfigurationError, Unusable):
             self._admin.reload(settings.load_all(self._path, self._environ)[0].listen)
         for process in self._running.values():
             if process.returncode is None:

@@ -88,7 +88,8 @@ def test_the_shipped_file_says_every_key_with_its_default() -> None:
     for section in msgspec.structs.fields(Config):
         kind: Any = msgspec.structs.fields(section.type) if section.name != "routes" else []
         for field in kind:
-            assert re.search(rf"(?m)^#?{field.name} = ", text), f"{section.name}.{field.name} is not in the file"
+            form = rf"^\[{section.name}\.{field.name}\]$" if field.name.endswith("tls") else rf"^#?{field.name} = "
+            assert re.search(f"(?m){form}", text), f"{section.name}.{field.name} is not in the file"
     for name in DEFAULT_ROUTES[0].__struct_fields__:
         assert re.search(rf"(?m)^#{name} = ", text), f"routes[…].{name} is not in the file"
 

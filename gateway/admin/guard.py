@@ -1,9 +1,9 @@
 """Who may ask the admin port what.
 
-Without a token the port is bound to loopback (`config.checks` sees to it), and whoever gets in may ask anything. With
-one, everything needs it as a bearer token (RFC 6750), except that `/healthz` and `/readyz` say in one word how the
-gateway is: the probes of an orchestrator have no credentials. What a check found, which may name hosts, is for who has
-the token.
+Without a token the port is bound to loopback or asks for client certificates (`config.checks` sees to it), and whoever
+gets in may ask anything. With one, everything needs it as a bearer token (RFC 6750), except that `/healthz` and
+`/readyz` say in one word how the gateway is: the probes of an orchestrator have no credentials. What a check found,
+which may name hosts, is for who has the token.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
+
+from gateway import config, tls
+from gateway.site import Site
 
 _OPEN = frozenset(("/healthz", "/readyz"))
 _UNAUTHORIZED = "This needs the token of listen.admin_token, sent as `Authorization: Bearer TOKEN`."
@@ -37,6 +40,35 @@ class Guard:
         scheme, _, sent = fields[0].partition(" ")
         right = hmac.compare_digest(sent.strip(" ").encode("utf-8", "surrogateescape"), self.token.encode())
         return right and scheme.lower() == "bearer"
+
+
+class AdminPort:
+    """An admin port, and what guards it: a token, client certificates, or loopback."""
+
+    def __init__(self) -> None:
+        self.guard = Guard()
+        self._tls: tls.ServerTls | None = None
+
+    async def open(self, runner: web.BaseRunner, listen: config.Listen) -> None:
+        """Raises OSError where the address can't be had, and `tls.Unusable`."""
+        self.guard.token = listen.admin_token
+        self._tls = tls.server(listen.admin_tls)
+        site = Site(
+            runner,
+            listen.admin_host,
+            listen.admin_port,
+            tls=self._tls,
+            handshake_seconds=listen.header_timeout_seconds,
+        )
+        await site.start()
+
+    def reload(self, listen: config.Listen) -> None:
+        """Another token and other files from now on. What may have made the token needless (another address, client
+        certificates) takes a restart, so until then it stays. Raises `tls.Unusable`."""
+        if self._tls is not None:
+            self._tls.reload(listen.admin_tls)
+        if listen.admin_token:
+            self.guard.token = listen.admin_token
 
 
 def application(guard: Guard, healthz: Handler, readyz: Handler, metrics: Handler) -> web.Application:

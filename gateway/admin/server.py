@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from gateway import config
-from gateway.admin.guard import Guard, answer, application, document
+from gateway.admin.guard import AdminPort, answer, application, document
 from gateway.errors import GatewayError
 from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry, without_secrets
@@ -46,16 +46,12 @@ class Readiness(msgspec.Struct, frozen=True):
 class Running:
     """The admin server at work. `port` is the one that was bound, 0 for a unix socket."""
 
-    def __init__(self, runner: web.AppRunner, tasks: Tasks, guard: Guard) -> None:
+    def __init__(self, runner: web.AppRunner, tasks: Tasks, port: AdminPort) -> None:
         self._runner = runner
         self._tasks = tasks
-        self._guard = guard
+        self.reload = port.reload
         address = runner.addresses[0]
         self.port = 0 if isinstance(address, str) else int(address[1])
-
-    def reload(self, listen: config.Listen) -> None:
-        """Ask for another token from now on."""
-        self._guard.token = listen.admin_token
 
     async def close(self) -> None:
         """Checks that still run are not waited for."""
@@ -76,7 +72,8 @@ async def start(
     then the supervisor asks, whose port has the guard. Raises OSError where that address can't be had."""
     tasks = Tasks("admin")
     readiness = _Checker(checks, check_seconds, tasks)
-    guard = Guard(listen.admin_token if socket is None else "")
+    port = AdminPort()
+    guard = port.guard
 
     async def healthz(request: web.Request) -> web.Response:
         return document(200, {"status": "ok"})
@@ -101,11 +98,11 @@ async def start(
         if socket is not None:
             await web.UnixSite(runner, str(socket)).start()
         else:
-            await web.TCPSite(runner, listen.admin_host, listen.admin_port).start()
+            await port.open(runner, listen)
     except BaseException:
         await runner.cleanup()
         raise
-    return Running(runner, tasks, guard)
+    return Running(runner, tasks, port)
 
 
 class _Checker:

@@ -25,7 +25,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from gateway import config
-from gateway.admin.guard import Guard, answer, application, document
+from gateway.admin.guard import AdminPort, answer, application, document
 
 log = structlog.get_logger(__name__)
 
@@ -47,21 +47,17 @@ class Together:
             )
             for name, socket in sockets.items()
         }
-        self._guard = Guard()
+        self._admin = AdminPort()
+        self.reload = self._admin.reload
         self.port = 0
 
     async def start(self, listen: config.Listen) -> None:
         """Raises OSError where the address can't be had."""
-        self.reload(listen)
-        app = application(self._guard, self._healthz, self._readyz, self._metrics)
+        app = application(self._admin.guard, self._healthz, self._readyz, self._metrics)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await self._runner.setup()
-        await web.TCPSite(self._runner, listen.admin_host, listen.admin_port).start()
+        await self._admin.open(self._runner, listen)
         self.port = int(self._runner.addresses[0][1])
-
-    def reload(self, listen: config.Listen) -> None:
-        """Ask for another token from now on."""
-        self._guard.token = listen.admin_token
 
     async def close(self) -> None:
         if hasattr(self, "_runner"):
@@ -89,7 +85,7 @@ class Together:
         ready = not self._draining() and any(status == 200 for status, _ in answers.values())
         status = "draining" if self._draining() else "ok" if ready else "unavailable"
         workers = {name: _document(body) for name, (_, body) in answers.items()}
-        whole = {"status": status} | ({"workers": workers} if self._guard.knows(request) else {})
+        whole = {"status": status} | ({"workers": workers} if self._admin.guard.knows(request) else {})
         return document(200 if ready else 503, whole)
 
     async def _metrics(self, request: web.Request) -> web.Response:

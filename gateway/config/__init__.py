@@ -7,6 +7,7 @@ Pure but for `load`, which reads the file. Knows nothing of the policy: `gateway
 from gateway.config.loader import load, parse
 from gateway.config.structs import (
     DEFAULT_ROUTES,
+    ClientTls,
     Config,
     Directory,
     Identity,
@@ -19,11 +20,13 @@ from gateway.config.structs import (
     Port,
     Route,
     Seconds,
+    ServerTls,
     Upstream,
 )
 
 __all__ = [
     "DEFAULT_ROUTES",
+    "ClientTls",
     "Config",
     "Directory",
     "Identity",
@@ -36,6 +39,7 @@ __all__ = [
     "Port",
     "Route",
     "Seconds",
+    "ServerTls",
     "Upstream",
     "load",
     "parse",

@@ -12,7 +12,7 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.config import ids, routes
-from gateway.config.structs import Config, Directory, Identity, Listen
+from gateway.config.structs import ClientTls, Config, Directory, Identity, Listen, ServerTls
 from gateway.config.tables import Findings, shown, suggestion
 
 LEDGER_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
@@ -44,6 +44,7 @@ _PREFIX = re.compile(r"/(?:[A-Za-z0-9_~-][A-Za-z0-9._~-]*/)+")
 def check(config: Config, findings: Findings) -> None:
     """Add every mistake between the keys to the findings."""
     _check_listen(config.listen, findings)
+    _check_tls(config, findings)
     _check_http_address("upstream.url", config.upstream.url, findings)
     if config.directory.url:
         _check_http_address("directory.url", config.directory.url, findings)
@@ -72,17 +73,34 @@ def _check_listen(listen: Listen, findings: Findings) -> None:
         )
 
 
+def _check_tls(config: Config, findings: Findings) -> None:
+    tables: tuple[tuple[str, ServerTls | ClientTls], ...] = (
+        ("listen.tls", config.listen.tls),
+        ("listen.admin_tls", config.listen.admin_tls),
+        ("upstream.tls", config.upstream.tls),
+    )
+    for table, files in tables:
+        needs = files.key or (isinstance(files, ServerTls) and files.client_ca)
+        if needs and not files.certificate and not findings.has(table):
+            findings.add(f"{table}.certificate", f"missing: the other keys of [{table}] go with a certificate")
+    urls = config.upstream.url, config.directory.url
+    if config.upstream.tls != ClientTls() and not any(url.startswith("https:") for url in urls):
+        findings.add(
+            "upstream.tls", "has no effect: upstream.url is no https:// address; correct it, or leave this out"
+        )
+
+
 def _check_admin(listen: Listen, findings: Findings) -> None:
     if listen.admin_token and listen.admin_token_file:
         findings.add("listen.admin_token_file", "stands beside listen.admin_token; keep one of them")
     if listen.admin_token and not findings.has("listen.admin_token") and (problem := token_problem(listen.admin_token)):
         findings.add("listen.admin_token", problem)
-    asks = listen.admin_token or listen.admin_token_file
+    asks = listen.admin_token or listen.admin_token_file or listen.admin_tls.client_ca
     if not findings.has("listen.admin_host") and not asks and not _is_loopback(listen.admin_host):
         findings.add(
             "listen.admin_host",
             "an admin port that asks for no credentials listens on 127.0.0.1, ::1 or localhost only; to open it, set "
-            "listen.admin_token, or listen.admin_token_file to where the token stands",
+            "listen.admin_token, listen.admin_token_file or listen.admin_tls.client_ca",
         )
 
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from gateway.config import checks, tables
-from gateway.config.structs import Config
+from gateway.config.structs import ClientTls, Config, ServerTls
 from gateway.config.tables import Findings
 from gateway.errors import ConfigurationError, Mistake
 
@@ -30,6 +30,8 @@ _INJECTED = re.compile(
     PREFIX + r"([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|NAME"
     r"|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR|START|END))?)"
 )
+F = TypeVar("F", ServerTls, ClientTls)
+
 _INJECTED_PORT = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -115,10 +117,19 @@ def _resolved(config: Config, folder: Path) -> Config:
         config = replace(config, journal=replace(config.journal, files=str(Path(glob.escape(str(folder))) / files)))
     if file := config.listen.admin_token_file:
         config = replace(config, listen=replace(config.listen, admin_token_file=str(folder / file)))
+    listen, upstream = config.listen, config.upstream
+    listen = replace(listen, tls=_seen_from(folder, listen.tls), admin_tls=_seen_from(folder, listen.admin_tls))
+    config = replace(config, listen=listen, upstream=replace(upstream, tls=_seen_from(folder, upstream.tls)))
     jwks = config.identity.jwks
     if jwks and "://" not in jwks:
         config = replace(config, identity=replace(config.identity, jwks=str(folder / jwks)))
     return config
+
+
+def _seen_from(folder: Path, files: F) -> F:
+    """The same table of files."""
+    named = {name: str(folder / file) for name in files.__struct_fields__ if (file := getattr(files, name))}
+    return msgspec.structs.replace(files, **named)
 
 
 def _overlay(table: dict[str, Any], environ: Mapping[str, str], findings: Findings) -> None:
@@ -126,11 +137,13 @@ def _overlay(table: dict[str, Any], environ: Mapping[str, str], findings: Findin
     known = _variables()
     for variable in sorted(name for name in environ if name.startswith(PREFIX)):
         if variable in known:
-            section, name, kind = known[variable]
-            values = table.setdefault(section, {})
+            (*sections, name), kind = known[variable]
+            values: Any = table
+            for section in sections:
+                values = values.setdefault(section, {}) if isinstance(values, dict) else None
             if isinstance(values, dict):
                 values[name] = tables.from_text(environ[variable], kind)
-                findings.override(f"{section}.{name}", variable)
+                findings.override(".".join((*sections, name)), variable)
         elif variable.startswith(f"{PREFIX}ROUTES"):
             findings.add_variable(variable, "routes can't be set from the environment; put [[routes]] into the file")
         elif variable != _RESERVED and not _is_injected(variable, environ[variable]):
@@ -138,14 +151,18 @@ def _overlay(table: dict[str, Any], environ: Mapping[str, str], findings: Findin
             findings.add_variable(variable, "sets nothing" + hint)
 
 
-def _variables() -> dict[str, tuple[str, str, Any]]:
-    """Each variable that there is, with the section, the key and the type of what it sets."""
-    return {
-        f"{PREFIX}{section.name}__{field.name}".upper(): (section.name, field.name, field.type)
-        for section in msgspec.structs.fields(Config)
-        if section.name != "routes"
-        for field in msgspec.structs.fields(section.type)
-    }
+def _variables() -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Each variable that there is, with the path and the type of the key that it sets."""
+    return {f"{PREFIX}{'__'.join(path)}".upper(): (path, kind) for path, kind in _keys(Config) if path[0] != "routes"}
+
+
+def _keys(kind: type[msgspec.Struct], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for field in msgspec.structs.fields(kind):
+        path = (*above, field.name)
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from _keys(field.type, *path)
+        else:
+            yield path, field.type
 
 
 def _is_injected(variable: str, value: str) -> bool:

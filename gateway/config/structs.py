@@ -18,6 +18,24 @@ _UPSTREAM_URL = 'the address of the product-attach API, such as "http://attach.i
 _PREFIX = "1 to 32 of the characters A-Z a-z 0-9 _ . -"
 
 
+class ServerTls(Struct, frozen=True, forbid_unknown_fields=True):
+    """Files in PEM form. Without a certificate: no TLS. The key may stand in the certificate's file; `client_ca`: who
+    signs the certificates of clients, which then need one."""
+
+    certificate: str = ""
+    key: str = ""
+    client_ca: str = ""
+
+
+class ClientTls(Struct, frozen=True, forbid_unknown_fields=True):
+    """Files in PEM form. `ca`: who signs the server's certificate, instead of those whom the system trusts; the others
+    are the gateway's own, for a server that asks for one."""
+
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+
+
 class Listen(Struct, frozen=True, forbid_unknown_fields=True):
     """The public and the admin listener. Port 0 takes a free one. `admin_token_file` is where `admin_token` stands
     instead; whoever loads the configuration reads it."""
@@ -40,6 +58,8 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
     keepalive_seconds: Seconds = 75.0
     stall_seconds: Seconds = 60.0
     deny_unmatched: bool = False
+    tls: ServerTls = ServerTls()
+    admin_tls: ServerTls = ServerTls()
 
 
 class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +74,7 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
     keepalive_seconds: Seconds = 15.0
     max_answer_bytes: Annotated[int, Meta(ge=1024)] = 8_388_608
     late_apply_seconds: Annotated[float, Meta(ge=0, le=86400)] = 30.0
+    tls: ClientTls = ClientTls()
 
 
 class Ledger(Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 from yarl import URL
 
-from gateway import config
+from gateway import config, tls
 from gateway.errors import (
     BodyIncomplete,
     GatewayError,
@@ -73,7 +73,9 @@ class _Connector(aiohttp.TCPConnector):
     """Connections to one upstream, bounded, with a bounded queue for them. Raises Overloaded."""
 
     def __init__(self, upstream: config.Upstream, max_connections: int) -> None:
-        super().__init__(limit=max_connections, keepalive_timeout=upstream.keepalive_seconds)
+        super().__init__(
+            limit=max_connections, keepalive_timeout=upstream.keepalive_seconds, ssl=tls.client(upstream.tls)
+        )
         self._max_queue = upstream.max_queue
         self._wanted = 0
 

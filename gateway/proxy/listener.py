@@ -109,7 +109,8 @@ class Connection(RequestHandler):
             self._fail_bodies()
         self._end_where_unclear(before, data)
         self._given += len(self._messages) - before
-        self._clean = self._clean and self._is_one_whole(data, before)
+        if data or len(self._messages) > before:  # aiohttp asks its parser for more with no data.
+            self._clean = self._clean and self._is_one_whole(data, before)
         if self._messages or self._request_in_progress:
             self._stop_timer()
         elif self._header_timer is None and self._waiter is not None:

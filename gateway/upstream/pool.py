@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 import httptools
 from msgspec import Struct
 
+from gateway import tls
 from gateway.config import Upstream
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 
@@ -188,7 +188,7 @@ class Pool:
     def __init__(self, config: Upstream, clock: Callable[[], float]) -> None:
         parts = urlsplit(config.url)
         self._host = parts.hostname or ""
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = tls.client(config.tls) if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/").encode()
         self._host_line = b" HTTP/1.1\r\nHost: " + parts.netloc.rpartition("@")[2].encode() + b"\r\n"
