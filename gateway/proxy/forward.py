@@ -32,7 +32,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.proxy.answer import PATIENT, Answer, Patience
-from gateway.proxy.incoming import ask_for_body
+from gateway.proxy.incoming import ChunksRefused, ask_for_body
 from gateway.proxy.watch import Cut, Interrupted, Watch
 
 log = structlog.get_logger(__name__)
@@ -186,6 +186,8 @@ async def _once(request: ClientRequest, handler: ClientHandlerType) -> ClientRes
 def _client_failed(error: Exception) -> Exception:
     if isinstance(error, ConnectionError):
         return Interrupted(Cut.client_gone)
+    if isinstance(error, ChunksRefused):
+        return BodyIncomplete(str(error))
     return BodyIncomplete("The body is not framed as its header fields say: see RFC 9112 section 7.")
 
 

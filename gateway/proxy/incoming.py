@@ -24,6 +24,15 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WITH_BODY = frozenset(("create", "attach", "replace"))
 
 
+class ChunksRefused(web.RequestPayloadError):
+    """The chunks of a body are not plain (`reading.framing`)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A chunk has an extension, or its size is malformed: send plain chunks (RFC 9112 section 7.1)."
+        )
+
+
 class AiohttpIncoming:
     def __init__(
         self, request: web.BaseRequest, address: Address, headers: Headers, match: Match, listen: Listen
@@ -64,6 +73,8 @@ class AiohttpIncoming:
             raise BodyIncomplete(
                 f"The body did not arrive whole within {self._listen.body_timeout_seconds} s."
             ) from None
+        except ChunksRefused as error:
+            raise BodyIncomplete(str(error)) from None
         except (web.RequestPayloadError, ConnectionError) as error:
             raise BodyIncomplete(f"The body broke off: {type(error).__name__}.") from None
         return b"".join(chunks)

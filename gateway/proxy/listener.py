@@ -30,12 +30,12 @@ from gateway.errors import (
     TooManyRequests,
 )
 from gateway.proxy.fast import FastLane, PlainIncoming
-from gateway.proxy.incoming import UNKNOWN_PEER, address_of
+from gateway.proxy.incoming import UNKNOWN_PEER, ChunksRefused, address_of
 from gateway.proxy.watch import end_when_stalled
+from gateway.reading.framing import Framing
 from gateway.tasks import Tasks
 
 MAX_HELD_BYTES = 65_536
-_LAST_CHUNK = b"\r\n0\r\n\r\n"
 _VERSIONS = (HttpVersion11, HttpVersion10)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -56,8 +56,8 @@ class Connection(RequestHandler):
     """One client's connection."""
 
     __slots__ = (
-        *("_answered", "_busy", "_chunked", "_clean", "_counted", "_given", "_header_timer", "_held", "_listener"),
-        *("_peer_ip", "_scheme", "_seen_last"),
+        *("_answered", "_body", "_busy", "_counted", "_framing", "_given", "_header_timer", "_held", "_listener"),
+        *("_peer_ip", "_scheme"),
     )
 
     def __init__(self, manager: Listener, **options: Any) -> None:
@@ -65,12 +65,11 @@ class Connection(RequestHandler):
         self._listener = manager
         self._header_timer: asyncio.TimerHandle | None = None
         self._given = self._answered = 0
-        self._clean = True
+        self._framing = Framing()
+        self._body: StreamReader | None = None
         self._counted = False
         self._busy = False
         self._held = b""
-        self._chunked: StreamReader | None = None
-        self._seen_last = b""
         self._peer_ip = UNKNOWN_PEER
         self._scheme = "http"
 
@@ -96,25 +95,37 @@ class Connection(RequestHandler):
         if self._busy:
             self._hold(data)
             return
-        if self._clean and self._is_idle() and not self._listener.closing():
+        framing = self._framing
+        if framing.idle and self._is_idle() and not self._listener.closing():
             plain = self._listener.fast.recognise(data, self._peer_ip, self._scheme)
             if plain is not None:
                 self._stop_timer()
                 self._busy = True
                 self._listener.plain_requests.start(self._serve(plain))
                 return
+        framing.feed(data)
+        if framing.broken and not framing.lost:
+            self._refuse_chunks()
+            return
         before = len(self._messages)
         super().data_received(data)
         if len(self._messages) > before and not isinstance(self._messages[-1][0], RawRequestMessage):
             self._fail_bodies()
-        self._end_where_unclear(before, data)
+        self._end_where_unclear(before)
         self._given += len(self._messages) - before
-        if data or len(self._messages) > before:  # aiohttp asks its parser for more with no data.
-            self._clean = self._clean and self._is_one_whole(data, before)
         if self._messages or self._request_in_progress:
             self._stop_timer()
         elif self._header_timer is None and self._waiter is not None:
             self._await_headers()
+
+    def _refuse_chunks(self) -> None:
+        """Before aiohttp sees what it would read: whoever waits for the body is told; nothing more is read. Behind an
+        answer, aiohttp waits a moment for the end and closes."""
+        assert self._body is not None
+        if self._given > self._answered:
+            self._body.set_exception(ChunksRefused())
+        self._framing.lose()
+        self._close = True
 
     def _fail_bodies(self) -> None:
         """What came is no HTTP: whoever still waits for the rest of a body is told, which aiohttp does not do."""
@@ -138,40 +149,51 @@ class Connection(RequestHandler):
             return await super()._handle_request(request, start_time, handler)
         finally:
             self._answered += 1
+            if request.content.exception() is not None:
+                self._lingering_time = 0.0  # There is no end to wait for, and aiohttp would log what it finds.
             if "Upgrade" in request.headers:
                 # It was declined, and aiohttp has read on by itself.
-                self._end_where_unclear(0, b"")
+                self._framing.lose()
+                self._end_where_unclear(0)
 
-    def _end_where_unclear(self, first: int, data: bytes) -> None:
-        """Let no request be read behind one that aiohttp does not end cleanly. `first`: the first message that these
-        bytes brought.
+    def _end_where_unclear(self, first: int) -> None:
+        """Let no request be read behind one that does not end cleanly. `first`: the first message that is new.
 
         Behind an upgrade to what it does not speak, aiohttp drops the rest of what came with it. Behind CONNECT, what
-        is a body to a proxy in front is a request to aiohttp. And it keeps the last trailer of a chunked body for a
-        field of the next request, which may be somebody else's where a proxy shares connections.
+        is a body to a proxy in front is a request to aiohttp. It keeps the last trailer of a chunked body for a field
+        of the next request, which may be somebody else's where a proxy shares connections. And where our own reading of
+        the framing (`reading.framing`) finds another end than aiohttp's, nobody knows what the next request is.
         """
-        if self._chunked is not None:
-            self._seen_last = (self._seen_last + data)[-len(_LAST_CHUNK) :]
-            if self._chunked.is_eof():
-                if self._seen_last != _LAST_CHUNK or len(self._messages) > first:
-                    self._keep_only(first)
-                    self._close = True
-                self._chunked = None
+        framing = self._framing
+        if framing.trailed and not framing.lost and self._body is not None and self._body.is_eof():
+            framing.lose()
+            self._keep_only(first)
+            self._close = True
         for place in range(first, len(self._messages)):
             message, payload = self._messages[place]
             if not isinstance(message, RawRequestMessage):
-                continue
-            is_last = place == len(self._messages) - 1
-            if message.chunked and not payload.is_eof():
-                self._chunked, self._seen_last = payload, data[-len(_LAST_CHUNK) :]
-            elif (
-                (message.chunked and not (is_last and data.endswith(_LAST_CHUNK)))
-                or message.method == "CONNECT"
-                or (message.upgrade and not self._upgraded)
-            ):
-                self._messages[place] = (message._replace(should_close=True), payload)
-                self._keep_only(place + 1)
+                framing.lose()
                 return
+            if message.upgrade and self._upgraded:
+                framing.lose()
+                continue
+            if self._is_clear(message):
+                self._body = payload
+                continue
+            if framing.broken:
+                payload.set_exception(ChunksRefused())
+            framing.lose()
+            self._messages[place] = (message._replace(should_close=True), payload)
+            self._keep_only(place + 1)
+            return
+
+    def _is_clear(self, message: RawRequestMessage) -> bool:
+        """Whether what follows this message is known to be the next one."""
+        length = message.headers.get("Content-Length", "0")
+        if message.method == "CONNECT" or message.upgrade or not (length.isascii() and length.isdigit()):
+            return False
+        framing = self._framing
+        return framing.head(int(length), message.chunked) and not framing.broken and not framing.trailed
 
     def _keep_only(self, count: int) -> None:
         while len(self._messages) > count:
@@ -186,16 +208,6 @@ class Connection(RequestHandler):
             and not self._close
             and not self._force_close
         )
-
-    def _is_one_whole(self, data: bytes, before: int) -> bool:
-        """Whether aiohttp's parser made exactly one whole request of these bytes, and kept none of them back."""
-        if len(self._messages) != before + 1 or self._upgraded:
-            return False
-        message, payload = self._messages[-1]
-        if not isinstance(message, RawRequestMessage) or message.chunked or not payload.is_eof():
-            return False
-        length = message.headers.get("Content-Length", "0")
-        return length.isascii() and length.isdigit() and data.find(b"\r\n\r\n") + 4 + int(length) == len(data)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """aiohttp gives a request the whole time twice, before and after it takes its body away: each gets half of what

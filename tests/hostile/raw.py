@@ -86,7 +86,7 @@ class Wire:
         try:
             async with asyncio.timeout(PROMPT_SECONDS):
                 rest = await self.reader.read(1)
-        except ConnectionResetError:
+        except ConnectionError:
             return True
         if rest:
             raise Garbled(f"bytes behind the last answer: {rest + await self.reader.read(200)!r}")
