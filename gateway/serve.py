@@ -29,6 +29,7 @@ from gateway.directory import Directory
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.ledger import embedded
 from gateway.ledger.connection import Connection, connect
+from gateway.ledger.full import FullSessions
 from gateway.ledger.journal import Journal
 from gateway.ledger.steps import Ledger
 from gateway.ledger.streams import Streams
@@ -92,6 +93,7 @@ class Gateway:
             identity=self._identity,
             directory=self._directory,
             ledger=self.ledger,
+            full=FullSessions(time.monotonic),
             opening=opening,
             reconciler=self._reconciler,
             takeovers=self._takeovers,

@@ -31,8 +31,11 @@ def refusal(
     asked: Sequence[str],
     foreign: set[str],
     snapshot: Snapshot | None = None,
+    *,
+    told: bool = True,
 ) -> Reply:
-    """403 by the policy. Of the products asked for, foreign ones without a slot are refused."""
+    """403 by the policy. Of the products asked for, foreign ones without a slot are refused. `told`: the `snapshot`
+    came with a ledger step, which has told the room's clients."""
     assert decision.verdict is not None
     assert decision.surface is not None
     has_slot = {slot.product_id for slot in snapshot.slots} if snapshot is not None else set()
@@ -57,7 +60,7 @@ def refusal(
         decision.surface, problem.rule or decision.verdict.rule, reason, decision.id, decision.session_id, asked
     )
     refused = [product_id for product_id, allowed, _ in products if not allowed]
-    gate.notes.refused(decision, reason, refused, told=snapshot is not None)
+    gate.notes.refused(decision, reason, refused, told=told and snapshot is not None)
     status, headers, body = refusals.answer(problem, decision.language)
     return Reply(status, encoded(headers) + decision.headers(), body)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from math import inf
 from time import monotonic, perf_counter
 
 from gateway.admission import facts, remaining
@@ -53,6 +54,10 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     if not foreign or not account.recorded or session_id is None:
         return await _without_slot(gate, incoming, decision, account, read.canonical)
 
+    full = gate.full.refuses(session_id, verdict.cap, foreign) if verdict.cap is not None else None
+    if full is not None:
+        decision.used = full.used
+        return refusal(gate, decision, "foreign_cap_reached", read.product_ids, set(foreign), full, told=False)
     try:
         reserved = await reserve(gate, session_id, account, decision, foreign)
     except DependencyError:
@@ -60,7 +65,8 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
             raise
         return await _unrecorded(gate, incoming, decision, account, read.canonical)
     decision.used = reserved.used
-    if reserved.said == "full":
+    if reserved.said == "full" and reserved.snapshot is not None:
+        gate.full.learn(session_id, reserved.snapshot)
         return refusal(gate, decision, "foreign_cap_reached", read.product_ids, set(foreign), reserved.snapshot)
 
     gate.settlements.begin(session_id, decision.id, [Step("t", product_id) for product_id in foreign])
@@ -155,6 +161,7 @@ async def _unrecorded(gate: Gate, incoming: Incoming, decision: Decision, accoun
     """No cap holds, and the ledger is away or can't be given the session: the upstream's list is taken over later, and
     once more when the upstream can no longer apply what it did not answer."""
     assert decision.session_id is not None
+    decision.send_by = inf
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)
     finally:

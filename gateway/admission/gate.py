@@ -12,6 +12,7 @@ from gateway.admission.notes import Notes
 from gateway.admission.settle import Settlements
 from gateway.directory import Directory
 from gateway.identity import Identity
+from gateway.ledger.full import FullSessions
 from gateway.ledger.steps import Ledger
 from gateway.policy.evaluate import evaluate
 from gateway.policy.model import Account, Policy, Surface, Verdict
@@ -35,6 +36,7 @@ class Gate:
     identity: Identity
     directory: Directory
     ledger: Ledger
+    full: FullSessions
     opening: Opening
     reconciler: Reconciler
     takeovers: Takeovers

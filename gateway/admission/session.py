@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from time import monotonic
 
 import msgspec
@@ -210,6 +211,7 @@ async def end(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     reply = upstream_reply(answer, decision)
     if of_status("end", answer.status) is Outcome.applied and account.recorded:
         gate.settlements.end(session_id, decision.id)
+        gate.full.forget(session_id)
     _learn(gate, session_id, account, reply, SessionState.ended)
     return reply
 
@@ -250,7 +252,9 @@ async def _forward_and_settle(
     answer: UpstreamAnswer | None = None
     failed: GatewayError | None = None
     settled: asyncio.Task[Answer | None] | None = None
-    if steps and recorded:
+    if not recorded:
+        decision.send_by = inf
+    elif steps:
         gate.settlements.begin(session_id, decision.id, steps)
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)

@@ -39,7 +39,7 @@ Kind = Literal["t", "g", "s"]
 
 class Slot(Struct, frozen=True):
     """`attached`: the upstream is known to have the product. `held`: how many operations try to attach it.
-    `in_doubt`: the outcome of one of them is unknown."""
+    `in_doubt`: the outcome of one of them is unknown. `for_good`: once the session is live it never comes back."""
 
     product_id: str
     since_ms: int
@@ -47,6 +47,7 @@ class Slot(Struct, frozen=True):
     held: int
     in_doubt: bool
     generation: int
+    for_good: bool = True
 
 
 class Record(Struct, frozen=True):
@@ -128,10 +129,8 @@ def decode_snapshot(items: Sequence[bytes]) -> Snapshot | None:
     for name, value in fields.items():
         if name[0] == "p":
             since, generation, flag, holders = value.decode().split("|")
-            product_id = name[1:]
-            slots.append(
-                Slot(product_id, int(since), flag == "a", int(holders), product_id in doubtful, int(generation))
-            )
+            product_id, doubt = name[1:], name[1:] in doubtful
+            slots.append(Slot(product_id, int(since), flag == "a", int(holders), doubt, int(generation), flag in "arx"))
     slots.sort(key=lambda slot: (slot.since_ms, slot.generation))
     return Snapshot(
         state=_STATES[fields["s"]],

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from gateway.config import Ledger as LedgerConfig
 from gateway.ledger import embedded
 from gateway.ledger.connection import connect
+from gateway.ledger.full import FullSessions
 from gateway.ledger.lines import line_of
 from gateway.ledger.steps import Answer, Ledger, Pending, Snapshot, Step, bucket_of
 from gateway.policy.model import SessionState
@@ -112,6 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.unclear: set[str] = set()
         self.unknown: dict[str, set[str]] = {"t": set(), "g": set()}
         self.told = 0
+        self.full = FullSessions(lambda: 0.0)
         self.last_event = self.newest_event()
 
     @initialize(
@@ -184,6 +186,8 @@ class LedgerMachine(RuleBasedStateMachine):
         said = self.both(
             lambda: self.ledger.reserve(self.session, op, cap, wanted), lambda: self.model.reserve(op, cap, wanted)
         )
+        if said == "full":
+            self.full.learn(self.session, self.run(self.ledger.snapshot(self.session)))
         if said == "held":
             self.flights[op] = Flight(op, "attach", [("t", product) for product in wanted])
             if twice:
@@ -517,6 +521,18 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def the_promise_holds(self) -> None:
         assert self.past_the_gateway or len(self.upstream.accepted) <= self.max_cap
+
+    @invariant()
+    def what_is_remembered_as_full_is_full(self) -> None:
+        """Whatever happened since: a product that is refused from memory finds no place in the ledger either, unless
+        the ledger has got a slot for it meanwhile, or the session has ended."""
+        for cap in range(4):
+            for product in PRODUCTS:
+                if self.full.refuses(self.session, cap, [product]) is None:
+                    continue
+                needed = 1 + len(self.model.lenders([product], ""))
+                ended, has_slot = self.model.state == "ended", product in self.model.slots
+                assert ended or has_slot or self.model.used + needed > cap, (cap, product, self.model)
 
     def teardown(self) -> None:
         """Everything comes to its end: then no record is left, no slot is lost, and none is missing."""
