@@ -297,6 +297,7 @@ class TestAnswer:
             "Content-Type": "application/problem+json",
             "Content-Language": "zh-CN",
             "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
         }
         assert json.loads(body)["status"] == 403
 

@@ -33,6 +33,7 @@ _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_ADDED = frozenset(("Server", "Content-Type"))
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 _RESET = struct.pack("ii", 1, 0)
 
@@ -59,6 +60,27 @@ class _Framing(Enum):
     length = 1
     chunked = 2
     close = 3
+
+
+class Whole(web.Response):
+    """An answer with the fields that it was given and those of HTTP itself: aiohttp would name itself and its version
+    (Server), and guess a Content-Type."""
+
+    async def _prepare_headers(self) -> None:
+        absent = [name for name in _ADDED if name not in self.headers]
+        await super()._prepare_headers()
+        for name in absent:
+            self.headers.popall(name, None)
+
+
+class Stream(web.StreamResponse):
+    """The same, written piece by piece."""
+
+    async def _prepare_headers(self) -> None:
+        absent = [name for name in _ADDED if name not in self.headers]
+        await super()._prepare_headers()
+        for name in absent:
+            self.headers.popall(name, None)
 
 
 class Answer(web.StreamResponse):

@@ -29,7 +29,7 @@ from gateway.config import Operation
 from gateway.errors import UNFORESEEN, BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
-from gateway.proxy.answer import Patience
+from gateway.proxy.answer import Patience, Whole
 from gateway.proxy.fast import PlainIncoming
 from gateway.proxy.forward import forward
 from gateway.proxy.incoming import AiohttpIncoming, peer_ip
@@ -208,11 +208,11 @@ class Asker(Struct, frozen=True):
     raw_headers: Sequence[Header]
 
 
-def _response(reply: Reply) -> web.Response:
+def _response(reply: Reply) -> Whole:
     headers: CIMultiDict[str] = CIMultiDict()
     for name, value in reply.headers:
         headers.add(name.decode("latin-1"), value.decode("latin-1"))
     phrase = reply.phrase.decode("latin-1") or None
     if reply.status in _WITHOUT_BODY:
-        return web.Response(status=reply.status, reason=phrase, headers=headers)
-    return web.Response(status=reply.status, reason=phrase, headers=headers, body=reply.body)
+        return Whole(status=reply.status, reason=phrase, headers=headers)
+    return Whole(status=reply.status, reason=phrase, headers=headers, body=reply.body)

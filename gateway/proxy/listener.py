@@ -29,6 +29,7 @@ from gateway.errors import (
     Overloaded,
     TooManyRequests,
 )
+from gateway.proxy.answer import Whole
 from gateway.proxy.fast import FastLane, PlainIncoming
 from gateway.proxy.incoming import UNKNOWN_PEER, ChunksRefused, address_of
 from gateway.proxy.watch import end_when_stalled
@@ -41,11 +42,11 @@ _VERSIONS = (HttpVersion11, HttpVersion10)
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-def problem_response(error: GatewayError, language: refusals.Language, decision_id: str) -> web.Response:
+def problem_response(error: GatewayError, language: refusals.Language, decision_id: str) -> Whole:
     """A failure as aiohttp sends it; used where no `Decision` was made yet."""
     problem = refusals.refuse_error(error, language=language, decision_id=decision_id)
     status, headers, body = refusals.answer(problem, language, error.retry_after_seconds)
-    response = web.Response(status=status, headers=dict(headers), body=body)
+    response = Whole(status=status, headers=dict(headers), body=body)
     response.headers["Attachgate-Decision"] = decision_id
     if error.closes:
         response.force_close()

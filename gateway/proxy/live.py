@@ -23,12 +23,14 @@ from gateway.ledger.journal import Event, Gap, Journal
 from gateway.ledger.lines import rfc3339
 from gateway.ledger.steps import Snapshot
 from gateway.policy.model import Account, Session, SessionState, Surface
+from gateway.proxy.answer import Stream, Whole
 from gateway.reading.spelling import id_check
 
 HEARTBEAT_SECONDS = 15.0
 STALL_SECONDS = 60.0
 RETRY_MS = 1000
 
+_FIELDS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _EVENT_ID = re.compile(r"\d{1,15}(-\d{1,10})?")
 
 
@@ -78,10 +80,10 @@ class LiveView:
             return await self._events(request, session_id)
         account = await self._gate.directory.account(account_id)
         view = await self._view(session, account, decision)
-        return web.Response(
+        return Whole(
             body=msgspec.json.encode(view),
             content_type="application/json",
-            headers={"Cache-Control": "no-store", "Attachgate-Decision": decision.id},
+            headers={**_FIELDS, "Attachgate-Decision": decision.id},
         )
 
     async def _view(self, session: Session, account: Account, decision: Decision) -> View:
@@ -117,9 +119,7 @@ class LiveView:
                 after, gap = found.newest, True
         else:
             after = await self._journal.newest(session_id)
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        )
+        response = Stream(headers={**_FIELDS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         await response.prepare(request)
         # Where it stands now, so that who breaks off before the first event misses none either.
         first = _GAP if gap else b"id: %s\n\n"

@@ -182,6 +182,7 @@ def headers(language: Language, retry_after_seconds: int | None = None) -> Heade
         ("Content-Type", "application/problem+json"),
         ("Content-Language", language),
         ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
     )
     return common if retry_after_seconds is None else (*common, ("Retry-After", str(retry_after_seconds)))
 

@@ -167,3 +167,34 @@ async def test_own_products_say_it_too_where_the_upstream_fails(room: Room, mode
     answer = await room.attach("own-individual-1")
     assert answer.status == status
     assert limits(answer) == ('"foreign";q=3', '"foreign";r=2')
+
+
+async def test_the_gateways_own_answers_name_no_software_and_are_for_their_caller_alone(room: Room) -> None:
+    assert (await room.attach("ally-2", "ally-3")).status == 200
+    own = [
+        await room.attach("ally-9"),
+        await room.attach("ally-9", TE="trailers"),
+        await room.attach("nobody"),
+        await room.view(),
+        await room.ask("GET", "/a//b"),
+        await room.ask("GET", "/_gateway/nothing"),
+        await room.ask("DELETE", f"{room.path}/products/%2e%2e"),
+    ]
+    assert [answer.status for answer in own] == [403, 403, 404, 200, 400, 404, 400]
+    for answer in own:
+        assert "Server" not in answer.headers
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "aiohttp" not in str(answer.headers)
+
+
+async def test_what_the_upstream_says_of_itself_is_left_as_it_is(room: Room) -> None:
+    for answer in (
+        await room.ask("GET", room.path),
+        await room.attach("ally-1"),
+        await room.attach("ally-1", TE="trailers"),
+        await room.detach("ally-1"),
+    ):
+        assert answer.status in (200, 204)
+        assert answer.headers.getall("Server") == ["".join(answer.headers.getall("Server"))]
+        assert "X-Content-Type-Options" not in answer.headers

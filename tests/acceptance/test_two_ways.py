@@ -18,7 +18,7 @@ REQUESTS = 400
 
 _VOLATILE = re.compile(
     rb'"decision_id":"[^"]*"|"since":"[^"]*"|\d\d-\d\d \d\d:\d\d:\d\d'
-    rb"|(?<=\r\n)(?:Date|Server|Attachgate-Decision|Content-Length|RateLimit(?:-Policy)?): [^\r]*\r\n"
+    rb"|(?<=\r\n)(?:Date|Attachgate-Decision|Content-Length|RateLimit(?:-Policy)?): [^\r]*\r\n"
 )
 
 LINES = (
