@@ -11,7 +11,7 @@ CHAOS_SECONDS ?= 600
 STORE ?= standalone
 SEED ?=
 
-.PHONY: demo test check chaos mutants fuzz clean
+.PHONY: demo test check chaos mutants fuzz audit clean
 
 demo: $(VENV)/ready
 	$(BIN)/attachgate demo
@@ -37,6 +37,13 @@ fuzz: $(VENV)/ready
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	$(BIN)/python tests/hostile/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 	ATTACHGATE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -s tests/hostile/test_fuzz.py
+
+# Known weaknesses of what is installed here. Not part of check: it asks pypi.org, and its answer changes by the day.
+audit: $(VENV)/ready
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7,<3'
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audit/requirements.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/requirements.txt
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
