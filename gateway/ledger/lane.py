@@ -86,6 +86,7 @@ class Lane:
         self._connection: AbstractConnection | None = None
         self._waiting: deque[Call] = deque()
         self._sending = False
+        self._doubted = False
         self._closed = False
         self._cause = ""
         self._breaker = Breaker()
@@ -135,11 +136,12 @@ class Lane:
 
     async def _ready(self) -> bool:
         """Whether there is a connection. One that the server has closed meanwhile is noticed before it is used."""
-        if self._connection is not None:
+        if self._connection is not None and not self._doubted:
             with suppress(RedisError, OSError):
                 if not await self._connection.can_read():
                     return True
-            await self._drop()
+        self._doubted = False
+        await self._drop()
         return await self._connect()
 
     async def _connect(self) -> bool:
@@ -301,9 +303,12 @@ class Lane:
                 return
 
     async def _probe_replicas(self) -> None:
-        """Ask, in a pipeline of its own, whether a replica has what was written."""
+        """Ask, in a pipeline of its own, whether enough replicas have what was written. On a new connection, to whoever
+        is the master now: replicas that are missing here may follow another, and nobody tells this one."""
         while not self._closed:
+            self._on_failure()
             await asyncio.sleep(PROBE_SECONDS)
+            self._doubted = True
             call = Call(None, ("WAIT", self._needed, 1), "", self._clock())
             self.submit(call)
             with suppress(LedgerUnavailable):

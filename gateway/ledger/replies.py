@@ -97,7 +97,11 @@ _IN_SCRIPT = re.compile(r"^(?:ERR )?Error running script .*?-([A-Z]{3,}) ", re.D
 _DENIED_IN_SCRIPT = re.compile(r"ACL failure in script|The user executing the script can't")
 _NO_LOGIN = re.compile(r"invalid (?:username-)?password|called without any password", re.IGNORECASE)
 
-_WITHOUT_CODE = {"cluster support disabled": "NOCLUSTER", "max number of clients": "MAXCLIENTS"}
+_WITHOUT_CODE = {
+    "cluster support disabled": "NOCLUSTER",
+    "max number of clients": "MAXCLIENTS",
+    "WAIT cannot be used with replica": "READONLY",
+}
 
 
 def code_of(error: Exception) -> str:

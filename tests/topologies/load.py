@@ -79,11 +79,12 @@ class Load:
         assert left == 0, f"{left} clients hang"
 
     async def served(self, more: int = 20) -> None:
-        """Until so many more reservations were held."""
+        """Until so many more reservations were held. Raises `TimeoutError` where nothing goes on."""
         goal = self.held + more
-        while self.held < goal:
-            self._applied.clear()
-            await self._applied.wait()
+        async with asyncio.timeout(30.0):
+            while self.held < goal:
+                self._applied.clear()
+                await self._applied.wait()
 
     @property
     def held(self) -> int:

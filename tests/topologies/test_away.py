@@ -33,7 +33,7 @@ CONFIG = """
 [listen]
 port = {port}
 admin_port = {admin_port}
-drain_seconds = 1.0
+drain_seconds = 0.1
 [upstream]
 url = "{upstream}"
 connect_timeout_seconds = 0.5
@@ -174,7 +174,7 @@ async def test_settings_that_would_break_the_promise_are_in_the_log(bare: World,
     async with running(Node({"maxmemory-policy": "volatile-lru", "appendonly": "yes"})) as (redis,):
         gateway = Serving(bare, tmp_path)
         bare.redis_url = f"redis://127.0.0.1:{redis.port}/0"
-        gateway.configure()
+        gateway.configure(drain_seconds=0.1)
         process = await gateway.start()
         try:
             said = await gateway.line(process, "ledger_setting")

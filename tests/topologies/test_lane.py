@@ -378,6 +378,29 @@ async def test_without_a_replica_what_must_be_replicated_is_refused_at_once_and_
         await until(confirmed_again, 5.0)
 
 
+@pytest.mark.parametrize("said", [b":0\r\n", b"-ERR WAIT cannot be used with replica instances.\r\n"])
+async def test_a_master_without_replicas_may_be_one_no_longer(said: bytes) -> None:
+    """It was cut off or demoted, and says so to nobody: the replicas are looked for where the master is now."""
+
+    def answer(words: Words) -> bytes:
+        if words[0] == b"WAIT":
+            return said if server.connections == 1 else b":1\r\n"
+        return HELD
+
+    async with asking(answer) as (server, connection):
+        for _ in range(3):
+            assert not (await connection.call_replicated(SCRIPT, ["k"], []))[1]
+
+        async def confirmed() -> bool:
+            await connection.call(SCRIPT, ["k"], [])
+            try:
+                return (await connection.call_replicated(SCRIPT, ["k"], []))[1]
+            except LedgerUnavailable:
+                return False
+
+        await until(confirmed, 5.0)
+
+
 async def test_a_connection_that_breaks_before_wait_is_answered_leaves_it_open() -> None:
     def answer(words: Words) -> bytes | None:
         if words[0] == b"WAIT":
