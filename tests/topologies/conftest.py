@@ -8,9 +8,9 @@ import pytest
 from tests.topologies.redis_processes import ClusterNodes, SentinelNodes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[ClusterNodes]:
-    """Six processes for all tests of a module; each test leaves them healthy."""
+    """Six processes for all tests of this folder; each test leaves them healthy."""
     nodes = ClusterNodes()
 
     async def begin() -> None:
@@ -28,9 +28,9 @@ def cluster() -> Iterator[ClusterNodes]:
         asyncio.run(end())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def sentinels() -> Iterator[SentinelNodes]:
-    """Six processes for all tests of a module; each test leaves them healthy."""
+    """Six processes for all tests of this folder; each test leaves them healthy."""
     nodes = SentinelNodes()
 
     async def begin() -> None:

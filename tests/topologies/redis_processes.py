@@ -171,12 +171,16 @@ class SentinelNodes:
 
     def __init__(self) -> None:
         self.servers = [Node({"replica-priority": str(priority)}) for priority in (10, 20, 30)]
-        watching = {
-            "sentinel monitor": f"{self.service} 127.0.0.1 {self.servers[0].port} 2",
-            "sentinel down-after-milliseconds": f"{self.service} 700",
+        # The first notices a dead master sooner, and so is the only one to ask for the others' votes: three that ask at
+        # once split them, now and then for ten seconds.
+        self.sentinels = [Node(self._watching(after_ms), sentinel=True) for after_ms in (700, 5000, 5000)]
+
+    def _watching(self, down_after_ms: int) -> dict[str, str]:
+        return {
+            "sentinel monitor": f"{self.service} 127.0.0.1 {self.servers[0].port} 1",
+            "sentinel down-after-milliseconds": f"{self.service} {down_after_ms}",
             "sentinel failover-timeout": f"{self.service} 1000",
         }
-        self.sentinels = [Node(watching, sentinel=True) for _ in range(3)]
 
     @property
     def url(self) -> str:
