@@ -25,12 +25,14 @@ from gateway.admission.gate import Gate
 from gateway.admission.notes import Notes
 from gateway.admission.settle import Settlements
 from gateway.config import ClientTls, Config
+from gateway.config import Ledger as LedgerConfig
 from gateway.directory import Directory
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.ledger import embedded
 from gateway.ledger.connection import Connection, connect
 from gateway.ledger.full import FullSessions
 from gateway.ledger.journal import Journal
+from gateway.ledger.sessions import Sessions
 from gateway.ledger.steps import Ledger
 from gateway.ledger.streams import Streams
 from gateway.policy.model import Policy, Product
@@ -46,6 +48,7 @@ from gateway.reading.headers import HeaderReader
 from gateway.reading.routes import Matcher
 from gateway.reading.spelling import id_check
 from gateway.reconciler.doubt import Reconciler
+from gateway.reconciler.drift import Drift
 from gateway.reconciler.opening import Opening
 from gateway.reconciler.recall import Recall
 from gateway.reconciler.takeover import Takeovers
@@ -80,6 +83,7 @@ class Gateway:
         self._reconciler = Reconciler(
             self.ledger, self._directory, self._list, self.telemetry, lease_seconds=lease_seconds(config)
         )
+        self._drift = self._sweeping(config.ledger)
         hold_seconds = config.ledger.hold_seconds
         self._settlements = Settlements(self.ledger, opening, self._reconciler, self._takeovers, hold_seconds)
         self._notes = Notes(Streams(connection, config.ledger), self.telemetry)
@@ -173,6 +177,8 @@ class Gateway:
         self._loops.start(self._reconciler.run())
         self._loops.start(self._takeovers.run())
         self._loops.start(self._notes.run())
+        if self._drift is not None:
+            self._loops.start(self._drift.run())
         self._loops.start(self._warn())
         log.info("listening", url=self.url, admin_port=self.admin_port)
 
@@ -195,6 +201,19 @@ class Gateway:
                 max_headers=config.listen.max_headers,
                 max_header_bytes=config.listen.max_header_bytes,
             ),
+        )
+
+    def _sweeping(self, config: LedgerConfig) -> Drift | None:
+        if config.sweep_sessions_per_second == 0:
+            return None
+        return Drift(
+            self.ledger,
+            Sessions(self._connection, config.prefix),
+            self._directory,
+            self._list,
+            self._opening,
+            self.telemetry,
+            config.sweep_sessions_per_second,
         )
 
     async def _list(self, session_id: str) -> tuple[Product, ...]:

@@ -183,6 +183,12 @@ class Telemetry:
         self._journal_dropped = Counter(
             "attachgate_journal_dropped_total", "Decisions that the journal has not got", registry=self.registry
         )
+        self._drift = counter("drift_total", "Products that the sweep found to have gone past the gateway", "kind")
+        self._swept = Counter(
+            "attachgate_swept_total",
+            "Sessions that the sweep has compared with the upstream's list",
+            registry=self.registry,
+        )
         self._in_doubt = gauge("in_doubt", "Reservations whose outcome is unknown")
         self._connections = gauge("connections", "Open client connections")
         self._policy = gauge("policy_info", "The policy version in force", "version")
@@ -194,6 +200,8 @@ class Telemetry:
         for operation in _OPERATIONS:
             self._request_seconds.of(operation)
             self._upstream_seconds.of(operation)
+        for kind in ("attached", "detached"):
+            self._drift.of(kind)
         for step in _STEPS:
             self._ledger_seconds.of(step)
 
@@ -261,6 +269,13 @@ class Telemetry:
 
     def journal_dropped(self, decisions: int = 1) -> None:
         self._journal_dropped.inc(decisions)
+
+    def drifted(self, kind: str, products: int) -> None:
+        """`attached` or `detached` past the gateway: somebody goes another way, which is worth an alert."""
+        self._drift.of(kind).inc(products)
+
+    def swept(self) -> None:
+        self._swept.inc()
 
     def watch_connections(self, count: Callable[[], int]) -> None:
         """`count` is called at each scrape."""

@@ -80,13 +80,15 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
 class Ledger(Struct, frozen=True, forbid_unknown_fields=True):
     """`hold_seconds`: how long a gateway may take from a reserve to the upstream's answer; a reservation
     older than that belongs to a gateway that died. `stream_entries`: how many events a bucket's stream
-    keeps. `replicas`: how many must have a slot before it counts, with durability "replicated"."""
+    keeps. `sweep_sessions_per_second`: of all gateways together, for each of Redis' servers; 0 is no sweep.
+    `replicas`: how many must have a slot before it counts, with durability "replicated"."""
 
     url: str = "redis://127.0.0.1:6379/0"
     timeout_seconds: Seconds = 0.25
     hold_seconds: Seconds = 20.0
     retention_seconds: Seconds = 604_800.0
     stream_entries: Annotated[int, Meta(ge=16, le=1_000_000)] = 1000
+    sweep_sessions_per_second: Annotated[float, Meta(ge=0, le=1000)] = 2.0
     durability: Literal["primary", "replicated"] = "primary"
     replicas: Annotated[int, Meta(ge=1, le=16)] = 1
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}\Z", description=_PREFIX)] = "ag"

@@ -1,2 +1,2 @@
-"""What finds the truth afterwards: operations in doubt (`doubt`), and sessions whose steps the ledger missed
-(`takeover`). Both ask the upstream's list, and never act on an error."""
+"""What finds the truth afterwards: operations in doubt (`doubt`), sessions whose steps the ledger missed (`takeover`),
+and what went past the gateway (`drift`). All ask the upstream's list, and never act on an error."""

@@ -75,7 +75,7 @@ class Opening:
         self._directory = directory
         self._list_products = list_products
         self._telemetry = telemetry
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[tuple[str, ...]]] = {}
         self._tasks = Tasks("openings")
         self.on_their_way = OnTheirWay()
 
@@ -93,19 +93,20 @@ class Opening:
         await asyncio.wait((running,))
         running.result()
 
-    async def compare(self, session_id: str, operation: str) -> None:
-        """Give the ledger what the upstream has of a session, whether the ledger knows the session or not.
+    async def compare(self, session_id: str, operation: str) -> tuple[str, ...]:
+        """Give the ledger what the upstream has of a session, whether the ledger knows the session or not; returns the
+        products that a session which it knew had no slot for.
 
         Raises what `open` raises, and what the directory fails with.
         """
         session = await self._directory.fresh_session(session_id)
         account = await self._directory.account(session.account_id)
-        await self._adopt(session_id, account, operation, must_compare=True)
+        return await self._adopt(session_id, account, operation, must_compare=True)
 
     async def close(self) -> None:
         await self._tasks.cancel()
 
-    async def _adopt(self, session_id: str, account: Account, operation: str, *, must_compare: bool) -> None:
+    async def _adopt(self, session_id: str, account: Account, operation: str, *, must_compare: bool) -> tuple[str, ...]:
         recalled: Recalled | None = None
         for _ in range(ATTEMPTS):
             snapshot = await self._ledger.snapshot(session_id)
@@ -126,11 +127,12 @@ class Opening:
             if answer.said == "adopted":
                 if snapshot is not None:
                     self._telemetry.adopted(answer.new)
-                elif lost:
+                    return tuple(product_id for product_id in foreign if snapshot.slot(product_id) is None)
+                if lost:
                     self._opened_live(session_id, foreign, removed, recalled)
-                return
+                return ()
             if snapshot is None and not must_compare and not on_their_way:
-                return  # Another gateway has opened it.
+                return ()  # Another gateway has opened it.
         raise LedgerUnavailable(f"Session {session_id} changes too quickly to be compared with the upstream's list.")
 
     def _opened_live(

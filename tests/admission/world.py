@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import msgspec
 import redis.asyncio as redis
 
 from gateway import settings
@@ -55,7 +56,7 @@ class Said:
 
 @dataclass
 class World:
-    """`redis` and `ledger` look at Redis past the gateways."""
+    """`redis` and `ledger` look at Redis past the gateways, none of which sweeps by itself."""
 
     redis_url: str
     platform: demo.Running
@@ -80,6 +81,7 @@ class World:
             "directory": Directory(ttl_seconds=0.5, timeout_seconds=0.5),
             "identity": Identity(),
         } | sections
+        found["ledger"] = msgspec.structs.replace(found["ledger"], sweep_sessions_per_second=0.0)
         gateway = await Gateway.start(Config(**found), settings.load_policy())
         self.gateways.append(gateway)
         return gateway

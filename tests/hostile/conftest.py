@@ -227,7 +227,12 @@ def sections(upstream_url: str, ledger_url: str, **more: Mapping[str, object]) -
     return {
         "upstream": {"url": upstream_url, "late_apply_seconds": 1.0},
         "listen": {"port": 0, "admin_port": 0, **QUICK, **more.pop("listen", {})},
-        "ledger": {"url": ledger_url, "timeout_seconds": 2.0, **more.pop("ledger", {})},
+        "ledger": {
+            "url": ledger_url,
+            "timeout_seconds": 2.0,
+            "sweep_sessions_per_second": 0.0,
+            **more.pop("ledger", {}),
+        },
         "identity": {"trusted_peers": ["127.0.0.1/32"], **more.pop("identity", {})},
         **more,
     }

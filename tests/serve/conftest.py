@@ -41,7 +41,7 @@ class Serving:
     def file(self) -> Path:
         return self.folder / "gateway.toml"
 
-    def configure(self, **listen: Any) -> None:
+    def configure(self, *, sweep_sessions_per_second: float = 0.0, **listen: Any) -> None:
         keys = {"port": self.port, "admin_port": self.admin_port, "drain_seconds": 1.0} | listen
         lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
         self.file.write_text(
@@ -56,6 +56,7 @@ late_apply_seconds = 0.2
 [ledger]
 url = "{self.world.redis_url}"
 hold_seconds = 5.0
+sweep_sessions_per_second = {sweep_sessions_per_second}
 timeout_seconds = 2.0
 """
         )
