@@ -45,8 +45,11 @@ async def get(
     timeout_seconds: float,
     connect_timeout_seconds: float | None = None,
 ) -> Answer | Failure:
-    """The answer to one GET. `timeout_seconds` bounds it from the wait for a connection to the last byte."""
-    timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=connect_timeout_seconds)
+    """The answer to one GET. `timeout_seconds` bounds it from the wait for a connection to the last byte,
+    `connect_timeout_seconds` the wait alone."""
+    timeout = aiohttp.ClientTimeout(
+        total=timeout_seconds, connect=connect_timeout_seconds, sock_connect=connect_timeout_seconds
+    )
     try:
         async with http.get(url, headers=HEADERS, allow_redirects=False, timeout=timeout) as response:
             body = await _read(response, limit_bytes)

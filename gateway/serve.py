@@ -45,7 +45,7 @@ from gateway.proxy.live import LiveView
 from gateway.proxy.rules import Rules, account_areas
 from gateway.reading.body import BodyReader
 from gateway.reading.headers import HeaderReader
-from gateway.reading.routes import Matcher
+from gateway.reading.routes import Matcher, route_name
 from gateway.reading.spelling import id_check
 from gateway.reconciler.doubt import Reconciler
 from gateway.reconciler.drift import Drift
@@ -60,6 +60,10 @@ from gateway.upstream.pool import Pool
 
 SETTLE_LIMIT_SECONDS = 5.0
 CANCELLED_LIMIT_SECONDS = 1.0
+LOOKUPS_AT_ONCE = 100
+"""Enough for all that the directory asks at once, and for the signing keys."""
+LISTS_AT_ONCE = 64
+"""On connections of their own: where the upstream's lists hang, the directory's answers do not wait behind them."""
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +79,7 @@ class Gateway:
         self._connection = connection
         self.ledger = Ledger(connection, config.ledger, config.upstream.late_apply_seconds)
         self._directory = Directory(http, config.directory, config.upstream.url, time.monotonic)
-        self._pool = Pool(config.upstream, time.monotonic)
+        self._pool = Pool(config.upstream, time.monotonic, map(route_name, config.routes))
         self._journal = Journal(self.ledger)
         self._recall = Recall(config.journal, config.ledger.retention_seconds) if config.journal.files else None
         self._opening = opening = Opening(self.ledger, self._directory, self._list, self.telemetry, self._recall)
@@ -109,6 +113,7 @@ class Gateway:
             send_within_seconds=hold_seconds - config.upstream.response_timeout_seconds,
             is_id=id_check(config.limits.id_pattern),
         )
+        self._lists = client_session(config.upstream, max_connections=LISTS_AT_ONCE)
         self._streams = client_session(config.upstream, max_connections=config.listen.max_connections)
         live = LiveView(self._gate, self._journal, config.limits.id_pattern)
         self._dispatcher = Dispatcher(self._rules(config), self._gate, self._streams, live, self._limiter)
@@ -134,7 +139,7 @@ class Gateway:
             config,
             policy,
             connect(url, config.ledger.timeout_seconds, time.monotonic, replicas=config.ledger.replicas),
-            client_session(config.upstream),
+            client_session(config.upstream, max_connections=LOOKUPS_AT_ONCE),
         )
         gateway._embedded = redis
         try:
@@ -217,7 +222,7 @@ class Gateway:
         )
 
     async def _list(self, session_id: str) -> tuple[Product, ...]:
-        return await list_products(self._http, self.config, session_id)
+        return await list_products(self._lists, self.config, session_id)
 
     async def _ask_upstream(self) -> None:
         await self._pool.probe()
@@ -284,6 +289,7 @@ class Gateway:
         await self._http.close()
         await self._login.close()
         await self._streams.close()
+        await self._lists.close()
         if self._embedded is not None:
             await self._embedded.close()
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from gateway.errors import GatewayError
+
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -35,7 +37,12 @@ class Tasks:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, GatewayError):
+            # Foreseen, and perhaps by the hundred while something is away: no tracebacks.
+            log.warning("task_failed", tasks=self._name, reason=error.reason, error=error.detail)
+        else:
             log.error("task_failed", tasks=self._name, error=repr(error), exc_info=error)
 
     async def below(self, limit: int) -> None:

@@ -96,6 +96,7 @@ async def reserve(gate: Gate, session_id: str, account: Account, decision: Decis
             decision.send_by = monotonic() + gate.send_within_seconds
             reserved = await gate.ledger.reserve(session_id, decision.id, decision.cap, foreign)
     except BaseException:
+        decision.send_by = inf
         gate.settlements.release(session_id, decision.id, len(foreign))
         raise
     finally:

@@ -43,7 +43,9 @@ async def forward(
         headers.append(identity)
     began = perf_counter()
     try:
-        return await gate.pool.request(incoming.method, incoming.target, headers, body, send_by=decision.send_by)
+        return await gate.pool.request(
+            incoming.method, incoming.target, headers, body, route=incoming.match.name, send_by=decision.send_by
+        )
     finally:
         gate.telemetry.upstream_took(decision.operation, perf_counter() - began)
 

@@ -290,6 +290,7 @@ def _released_on_failure(gate: Gate, decision: Decision, records: int) -> Iterat
     try:
         yield
     except BaseException:
+        decision.send_by = inf
         gate.settlements.release(decision.session_id, decision.id, records)
         raise
 

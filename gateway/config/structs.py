@@ -63,12 +63,14 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
-    """The product-attach API. `late_apply_seconds`: the longest time after a lost answer within which it may
-    still apply the request."""
+    """The product-attach API. `stall_seconds`: how long it may take nothing of a request, or send nothing more of an
+    answer that has begun. `max_queue`: of each route. `late_apply_seconds`: the longest time after a lost answer within
+    which it may still apply the request."""
 
     url: Annotated[str, Meta(description=_UPSTREAM_URL)]
     connect_timeout_seconds: Seconds = 2.0
     response_timeout_seconds: Seconds = 10.0
+    stall_seconds: Seconds = 5.0
     max_connections: Annotated[int, Meta(ge=1, le=65535)] = 256
     max_queue: Annotated[int, Meta(ge=0, le=65535)] = 512
     keepalive_seconds: Seconds = 15.0

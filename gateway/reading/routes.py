@@ -44,11 +44,17 @@ _Pick = Callable[[Sequence[str | None]], Any]
 
 class Match(msgspec.Struct, frozen=True):
     """A request of a configured route. `params`: the path's ids by placeholder. `path`: what to forward,
-    without the query, which goes on as it came (`Address.query_raw`)."""
+    without the query, which goes on as it came (`Address.query_raw`). `name`: the route's (`route_name`)."""
 
     route: Route
     params: dict[str, str]
     path: str
+    name: str
+
+
+def route_name(route: Route) -> str:
+    """What a route is called where its requests are counted apart from others."""
+    return f"{route.method} {route.path}"
 
 
 class _Compiled:
@@ -57,6 +63,7 @@ class _Compiled:
 
     def __init__(self, route: Route, ids_elsewhere: frozenset[str]) -> None:
         self.route = route
+        self.name = route_name(route)
         parts = route.path.split("/")[1:]
         self.template: Template = tuple(None if _PLACEHOLDER.fullmatch(part) else part for part in parts)
         self.ids = tuple((part[1:-1], i) for i, part in enumerate(parts) if self.template[i] is None)
@@ -125,7 +132,7 @@ class Matcher:
             params[name] = value
         if address.query_raw:
             _refuse_parameters(address.query_raw, compiled.said)
-        return Match(compiled.route, params, address.canonical)
+        return Match(compiled.route, params, address.canonical, compiled.name)
 
     def _refuse_near_miss(self, segments: tuple[str, ...]) -> None:
         bare = _bare(segments)

@@ -46,8 +46,9 @@ _decoder = msgspec.json.Decoder(_List)
 async def list_products(http: aiohttp.ClientSession, config: Config, session_id: str) -> tuple[Product, ...]:
     """Every product of the session, asked now.
 
-    Raises `SessionUnknown` where the upstream knows no such session, `UpstreamTimeout` where no whole answer
-    came in time, and `UpstreamUnreachable` for everything else that is not a whole list."""
+    Raises `SessionUnknown` where the upstream knows no such session, `Overloaded` where too many lists are asked for
+    already, `UpstreamTimeout` where no whole answer came in time, and `UpstreamUnreachable` for everything else that is
+    not a whole list."""
     template = fetch.Template(config.upstream.url, config.directory.list_path, "{session_id}")
     url = template.url(session_id)
     if url is None:

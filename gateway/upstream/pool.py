@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
 import httptools
@@ -25,6 +23,7 @@ from msgspec import Struct
 from gateway import tls
 from gateway.config import Upstream
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from gateway.upstream.places import Places, Share
 
 MAX_OVERHEAD_BYTES = 65_536
 """Of an answer, all that is not its body: status line, fields, chunk sizes, interim answers, trailers. As many bytes as
@@ -49,10 +48,18 @@ class UpstreamAnswer(Struct):
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; at most one request at a time."""
+    """One connection; at most one request at a time.
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+    Each phase has its limit: the upstream may stand still for `stall_seconds` in taking the request and between the
+    bytes of its answer, and has `response_timeout_seconds` for all of it.
+    """
+
+    def __init__(self, limits: Upstream) -> None:
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = self._heard = 0.0
+        self._unsent = 0
         self._transport: asyncio.Transport | None = None
         self._lost = False
         self.idle_since = 0.0
@@ -87,12 +94,40 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self._reset()
         self.reusable = False
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         self._transport.write(request)
+        self._unsent = self._transport.get_write_buffer_size()
+        self._deadline = self._loop.time() + self._limits.response_timeout_seconds
+        first = min(self._limits.stall_seconds, self._limits.response_timeout_seconds)
+        self._timer = self._loop.call_later(first, self._look)
         return self._waiter
+
+    def _look(self) -> None:
+        """Whether the exchange still moves; looked at again when it might not."""
+        assert self._transport is not None
+        now, stall = self._loop.time(), self._limits.stall_seconds
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        again = now + stall
+        if now >= self._deadline:
+            limit = self._limits.response_timeout_seconds
+            return self._fail(UpstreamTimeout(f"The upstream did not answer within {limit} s."))
+        if self._head_done:
+            again = self._heard + stall
+            if now >= again:
+                return self._fail(UpstreamTimeout(f"The upstream's answer stopped for {stall} s."))
+        elif before and before == self._unsent:
+            return self._fail(UpstreamTimeout(f"The upstream took nothing of the request for {stall} s."))
+        self._timer = self._loop.call_at(min(again, self._deadline), self._look)
+        return None
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def abort(self) -> None:
         self._lost = True
+        self._stop_timer()
         if self._transport is not None:
             self._transport.abort()
 
@@ -103,6 +138,7 @@ class _Connection(asyncio.Protocol):
         if self._waiter is None:
             self.abort()
             return
+        self._heard = self._loop.time()
         self._received += len(data)
         try:
             self._parser.feed_data(data)
@@ -137,8 +173,9 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, chunk: bytes) -> None:
         self._size += len(chunk)
-        if self._size > self._limit:
-            self._fail(UpstreamUnreachable(f"The upstream's answer is over {self._limit} bytes."))
+        if self._size > self._limits.max_answer_bytes:
+            limit = self._limits.max_answer_bytes
+            self._fail(UpstreamUnreachable(f"The upstream's answer is over {limit} bytes."))
         else:
             self._body.append(chunk)
 
@@ -156,12 +193,13 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self, status: int) -> None:
         self._finished = True
+        self._stop_timer()
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             phrase = b"" if _CONTROL.search(self._phrase) else self._phrase
             waiter.set_result(UpstreamAnswer(status, phrase, self._headers, b"".join(self._body)))
 
-    def _fail(self, error: UpstreamUnreachable) -> None:
+    def _fail(self, error: UpstreamUnreachable | UpstreamTimeout) -> None:
         waiter, self._waiter = self._waiter, None
         self.abort()
         if waiter is not None and not waiter.done():
@@ -178,14 +216,14 @@ class _Connection(asyncio.Protocol):
 
 
 class Pool:
-    """At most `max_connections` to one upstream; at most `max_queue` requests wait for one, and no longer than the
-    connect time-out. `clock`: monotonic seconds.
+    """At most `max_connections` to one upstream; at most `max_queue` requests of each route wait for one, and no longer
+    than the connect time-out. `clock`: monotonic seconds. `routes`: their names, which have places to themselves.
 
-    A request holds one of `max_connections` places from `_acquire` to `_release`; a kept connection holds one too. A
-    place that is given up goes to who has waited longest, so that nobody who comes later can take it.
+    A request holds one of `max_connections` places (`places`) from `_acquire` to `_release`. Who has a place finds a
+    kept connection, or may make one: there are never more connections than places.
     """
 
-    def __init__(self, config: Upstream, clock: Callable[[], float]) -> None:
+    def __init__(self, config: Upstream, clock: Callable[[], float], routes: Iterable[str] = ()) -> None:
         parts = urlsplit(config.url)
         self._host = parts.hostname or ""
         self._tls = tls.client(config.tls) if parts.scheme == "https" else None
@@ -195,9 +233,13 @@ class Pool:
         self._config = config
         self._clock = clock
         self._idle: list[_Connection] = []
-        self._open = 0
-        self._queue: deque[asyncio.Future[_Connection | None]] = deque()
+        self._places = Places(routes, config.max_connections, config.max_queue)
         self._closed = False
+
+    @property
+    def connections(self) -> int:
+        """How many are open, or about to be made."""
+        return self._places.busy + len(self._idle)
 
     async def request(
         self,
@@ -206,30 +248,26 @@ class Pool:
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes | None,
         *,
+        route: str = "",
         send_by: float = math.inf,
     ) -> UpstreamAnswer:
         """Send one request, once, and read its whole answer.
 
-        `path` is the canonical path with its query; `headers` are end-to-end ones without Host and Content-Length. By
-        `send_by`, on the pool's clock, the request must have left: after it, what was reserved for it may be somebody
-        else's.
+        `path` is the canonical path with its query; `headers` are end-to-end ones without Host and Content-Length.
+        `route`: whose places it takes. By `send_by`, on the pool's clock, the request must have left: after it, what
+        was reserved for it may be somebody else's.
         Raises `NotSent` or `Overloaded` where nothing was sent; `UpstreamUnreachable` or `UpstreamTimeout` where the
         request may have been applied.
         """
         request = self._written(method, path, headers, body)
-        connection = await self._acquire()
+        share = self._places.share(route)
+        connection = await self._acquire(share)
         try:
             if self._clock() > send_by:
                 raise Overloaded("The request waited too long in this gateway to be sent on safely.")
-            waiter = connection.send(request)
-            limit = self._config.response_timeout_seconds
-            timer = asyncio.get_running_loop().call_later(limit, _expire, connection, waiter, limit)
-            try:
-                return await waiter
-            finally:
-                timer.cancel()
+            return await connection.send(request)
         finally:
-            self._release(connection)
+            self._release(connection, share)
 
     def _written(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes | None) -> bytes:
         lines = [method.encode(), b" ", self._prefix, path.encode("ascii"), self._host_line]
@@ -243,20 +281,13 @@ class Pool:
             lines.append(b"\r\n")
         return b"".join(lines)
 
-    async def _acquire(self) -> _Connection:
-        connection = self._kept()
-        if connection is not None:
-            return connection
-        if self._open < self._config.max_connections:
-            self._open += 1
-        else:
-            connection = await self._wait_for_place()
-            if connection is not None and connection.usable:
-                return connection
+    async def _acquire(self, share: Share) -> _Connection:
+        if not self._places.take(share):
+            await self._places.wait(share, self._config.connect_timeout_seconds)
         try:
-            return await self._connect()
+            return self._kept() or await self._connect()
         except BaseException:
-            self._give_up(None)
+            self._places.give(share)
             raise
 
     def _kept(self) -> _Connection | None:
@@ -266,36 +297,14 @@ class Pool:
             if connection.usable and connection.idle_since > oldest:
                 return connection
             connection.abort()
-            self._open -= 1
         return None
-
-    async def _wait_for_place(self) -> _Connection | None:
-        """A connection that came free, or None for a place to make one in."""
-        limit_seconds = self._config.connect_timeout_seconds
-        if len(self._queue) >= self._config.max_queue:
-            limit = self._config.max_connections
-            raise Overloaded(f"All {limit} upstream connections are busy, and the queue is full.")
-        place: asyncio.Future[_Connection | None] = asyncio.get_running_loop().create_future()
-        self._queue.append(place)
-        try:
-            async with asyncio.timeout(limit_seconds):
-                return await place
-        except BaseException as error:
-            if place.done() and not place.cancelled():
-                self._give_up(place.result())
-            else:
-                with suppress(ValueError):
-                    self._queue.remove(place)
-            if isinstance(error, TimeoutError):
-                raise Overloaded(f"No upstream connection came free within {limit_seconds} s.") from None
-            raise
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._config.connect_timeout_seconds):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._config.max_answer_bytes), self._host, self._port, ssl=self._tls
+                    lambda: _Connection(self._config), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             limit = self._config.connect_timeout_seconds
@@ -305,25 +314,13 @@ class Pool:
             raise NotSent(f"The upstream at upstream.url can't be reached: {reason}.") from None
         return connection
 
-    def _release(self, connection: _Connection) -> None:
+    def _release(self, connection: _Connection, share: Share) -> None:
         if connection.reusable and connection.usable and not self._closed:
             connection.idle_since = self._clock()
-            self._give_up(connection)
+            self._idle.append(connection)
         else:
             connection.abort()
-            self._give_up(None)
-
-    def _give_up(self, connection: _Connection | None) -> None:
-        """Hand a place on, with its connection where it has one."""
-        while self._queue:
-            place = self._queue.popleft()
-            if not place.done():
-                place.set_result(connection)
-                return
-        if connection is None:
-            self._open -= 1
-        else:
-            self._idle.append(connection)
+        self._places.give(share)
 
     async def probe(self) -> None:
         """Raises `NotSent` where the upstream takes no connection. Made anew and not kept: a kept one says nothing
@@ -336,11 +333,4 @@ class Pool:
         self._closed = True
         for connection in self._idle:
             connection.abort()
-        self._open -= len(self._idle)
         self._idle.clear()
-
-
-def _expire(connection: _Connection, waiter: asyncio.Future[UpstreamAnswer], limit_seconds: float) -> None:
-    if not waiter.done():
-        waiter.set_exception(UpstreamTimeout(f"The upstream did not answer within {limit_seconds} s."))
-        connection.abort()

@@ -169,9 +169,10 @@ async def test_a_failed_count_for_the_headers_is_nobodys_loss(
     await line.up()
 
 
-async def test_a_list_that_can_not_be_had_stops_only_what_a_cap_counts(world: World) -> None:
-    world.fault("error", "list")
-    assert (await world.attach("ally-1")).reason == "upstream_unreachable"
+@pytest.mark.parametrize(("mode", "reason"), [("error", "upstream_unreachable"), ("timeout", "upstream_timeout")])
+async def test_a_list_that_can_not_be_had_stops_only_what_a_cap_counts(world: World, mode: str, reason: str) -> None:
+    world.fault(mode, "list")
+    assert (await world.attach("ally-1")).reason == reason
     assert (await world.attach("ally-1", session="pure", account=PURE)).status == 200
     assert (await world.detach("ally-1", session="pure", account=PURE)).status == 204
     world.no_faults()

@@ -131,7 +131,7 @@ async def test_given_up_at_every_await(bare: World, opened: bool) -> None:
         foreign = {product for product in bare.listed(session_id) if product.startswith("ally")}
         assert (await bare.used(session_id), session_id) == (foreign, session_id)
         assert {slot.product_id for slot in snapshot.slots if slot.held} == set()
-    assert gateway._pool._open == len(gateway._pool._idle)
+    assert gateway._pool.connections == len(gateway._pool._idle)
 
 
 async def test_create_given_up_at_every_await(world: World) -> None:
@@ -142,4 +142,4 @@ async def test_create_given_up_at_every_await(world: World) -> None:
         if not await cancelled_at(gateway, session.create, "create", request, number, later) and not later:
             break
     await world.settled()
-    assert gateway._pool._open == len(gateway._pool._idle)
+    assert gateway._pool.connections == len(gateway._pool._idle)

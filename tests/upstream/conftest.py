@@ -121,7 +121,7 @@ class Raw:
 
     async def quiet(self, pool: Pool) -> None:
         """Until the upstream has only the connections that the pool thinks it has."""
-        await self.until(lambda: len(self._tasks) <= pool._open)
+        await self.until(lambda: len(self._tasks) <= pool.connections)
 
     @staticmethod
     async def until(true: Callable[[], bool]) -> None:

@@ -65,7 +65,7 @@ async def test_a_request_that_can_not_be_written_takes_no_place(raw: Any) -> Non
     pool = raw.pool(max_connections=1)
     with pytest.raises(UnicodeEncodeError):
         await ask(pool, "/ü")
-    assert (pool._open, (await ask(pool)).body) == (0, b"ok")
+    assert (pool.connections, (await ask(pool)).body) == (0, b"ok")
 
 
 async def test_a_request_that_waited_too_long_is_not_sent(raw: Any) -> None:
@@ -76,7 +76,7 @@ async def test_a_request_that_waited_too_long_is_not_sent(raw: Any) -> None:
         await pool.request("POST", "/x", [], b"", send_by=time.monotonic() - 0.001)
     assert raw.asked == []
     assert (await pool.request("POST", "/x", [], b"", send_by=time.monotonic() + 5)).status == 200
-    assert pool._open == len(pool._idle) == 1
+    assert pool.connections == len(pool._idle) == 1
 
 
 # How answers are read
@@ -118,7 +118,7 @@ async def test_an_answer_reads_the_same_however_it_is_cut(raw: Any, answer: byte
         assert (found.status, found.phrase, found.body) == meaning
         assert not {name for name, _ in found.headers} & {b"X-Late", b"X-Early"}
     assert raw.connections == (2 if (answer, meaning) in CLOSED else 1)
-    assert pool._open == len(pool._idle)
+    assert pool.connections == len(pool._idle)
 
 
 def test_pieces_of_a_reason_phrase_belong_together() -> None:
@@ -135,7 +135,7 @@ def test_pieces_of_a_reason_phrase_belong_together() -> None:
             def get_write_buffer_size(self) -> int:
                 return 0
 
-        connection = _Connection(1000)
+        connection = _Connection(Upstream("http://127.0.0.1:9"))
         connection.connection_made(Transport())
         waiter = connection.send(b"")
         for byte in OK:
@@ -170,7 +170,7 @@ async def test_what_is_not_one_clear_answer_is_an_error(
     error = await failure(pool)
     assert isinstance(error, UpstreamUnreachable)
     assert may_have_been_seen(error)
-    assert pool._open == 0
+    assert pool.connections == 0
     assert not caplog.records, "nothing went to the loop's exception handler"
 
 
@@ -192,7 +192,7 @@ async def test_an_answer_that_breaks_off_is_none(raw: Any, answer: bytes) -> Non
     error = await failure(pool)
     assert isinstance(error, UpstreamUnreachable)
     assert may_have_been_seen(error)
-    assert pool._open == 0
+    assert pool.connections == 0
 
 
 async def test_a_body_until_the_end_that_is_reset_is_none(raw: Any) -> None:
@@ -253,12 +253,13 @@ async def test_what_comes_before_the_request_is_not_its_answer(raw: Any) -> None
 
     await raw.start(serve)
     pool = raw.pool()
-    connection = await pool._acquire()
+    share = pool._places.share("")
+    connection = await pool._acquire(share)
     await raw.until(lambda: not connection.usable)
     with pytest.raises(NotSent):
         connection.send(b"POST / HTTP/1.1\r\n\r\n")
-    pool._release(connection)
-    assert pool._open == 0
+    pool._release(connection, share)
+    assert pool.connections == 0
 
 
 async def test_an_answer_to_half_a_request_ends_the_connection(raw: Any) -> None:
@@ -273,7 +274,7 @@ async def test_an_answer_to_half_a_request_ends_the_connection(raw: Any) -> None
     await raw.start(serve)
     pool = raw.pool()
     assert (await ask(pool, body=b"x" * 30_000_000)).status == 413
-    assert pool._open == 0
+    assert pool.connections == 0
     done.set()
 
 
@@ -285,7 +286,7 @@ async def test_a_connection_is_used_again(raw: Any) -> None:
     pool = raw.pool()
     for _ in range(3):
         await ask(pool)
-    assert (raw.connections, pool._open) == (1, 1)
+    assert (raw.connections, pool.connections) == (1, 1)
 
 
 async def test_one_that_the_upstream_closed_meanwhile_is_not(raw: Any) -> None:
@@ -310,7 +311,7 @@ async def test_one_that_is_closed_as_the_request_leaves_is_in_doubt_and_not_sent
     pool = raw.pool()
     await ask(pool)
     assert may_have_been_seen(await failure(pool))
-    assert (len(seen), raw.connections, pool._open) == (1, 1, 0)
+    assert (len(seen), raw.connections, pool.connections) == (1, 1, 0)
 
 
 async def test_one_that_was_idle_too_long_is_not(raw: Any) -> None:
@@ -331,7 +332,7 @@ async def test_a_probe_asks_for_a_connection_and_keeps_none(raw: Any) -> None:
     pool = raw.pool()
     await ask(pool)
     await pool.probe()
-    assert (raw.connections, pool._open) == (2, 1)
+    assert (raw.connections, pool.connections) == (2, 1)
     for server in raw._servers:
         server.close()
     with pytest.raises(NotSent):
@@ -353,7 +354,7 @@ async def test_tls(raw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     pool = raw.pool()
     assert [(await ask(pool)).body for _ in range(2)] == [b"ok", b"ok"]
-    assert pool._open == 1
+    assert pool.connections == 1
 
 
 async def test_an_ipv6_address(raw: Any) -> None:
@@ -384,7 +385,7 @@ async def test_a_name_that_is_none_was_not_asked(raw: Any, monkeypatch: pytest.M
     else:
         monkeypatch.setattr(loop, "getaddrinfo", refuse)
     assert isinstance(await failure(pool), NotSent)
-    assert pool._open == 0
+    assert pool.connections == 0
 
 
 async def test_nobody_who_listens_was_not_asked(raw: Any) -> None:
@@ -394,7 +395,7 @@ async def test_nobody_who_listens_was_not_asked(raw: Any) -> None:
         error = await failure(pool)
     assert isinstance(error, NotSent)
     assert "upstream.url" in error.detail
-    assert pool._open == 0
+    assert pool.connections == 0
 
 
 # Limits
@@ -423,7 +424,7 @@ async def test_a_head_without_end_is_cut(raw: Any, flood: bytes) -> None:
     error = await failure(pool)
     assert isinstance(error, UpstreamUnreachable)
     assert str(MAX_OVERHEAD_BYTES) in error.detail
-    assert pool._open == 0
+    assert pool.connections == 0
 
 
 @pytest.mark.parametrize(
@@ -439,7 +440,7 @@ async def test_a_body_over_the_limit_is_cut(raw: Any, framing: bytes) -> None:
     pool = raw.pool(max_answer_bytes=4999, response_timeout_seconds=5.0)
     error = await failure(pool)
     assert "over 4999 bytes" in error.detail
-    assert pool._open == 0
+    assert pool.connections == 0
 
 
 async def test_a_body_in_tiny_chunks_is_read(raw: Any) -> None:
@@ -466,7 +467,7 @@ async def test_no_connection_in_time_was_not_sent(raw: Any) -> None:
         for sock in waiting:
             sock.close()
     assert isinstance(error, NotSent)
-    assert pool._open == 0
+    assert pool.connections == 0
 
 
 @pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nha"])
@@ -480,7 +481,7 @@ async def test_no_whole_answer_in_time_may_have_been_applied(raw: Any, begun: by
     pool = raw.pool(response_timeout_seconds=0.05)
     error = await failure(pool)
     assert isinstance(error, UpstreamTimeout)
-    assert pool._open == 0
+    assert pool.connections == 0
     await raw.quiet(pool)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.config import Upstream
 from gateway.errors import GatewayError, Overloaded, UpstreamTimeout
+from gateway.upstream.places import Share
 from gateway.upstream.pool import NotSent, Pool, UpstreamAnswer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -49,20 +50,26 @@ async def turns(number: int = 20) -> None:
 
 def as_given_up(pool: Pool, then: Callable[[Any], object]) -> None:
     """Do something in the very moment in which the next place was handed on."""
-    give_up = pool._give_up
+    release = pool._release
 
-    def once(connection: Any) -> None:
-        pool._give_up = give_up  # type: ignore[method-assign]
-        give_up(connection)
+    def once(connection: Any, share: Share) -> None:
+        pool._release = release  # type: ignore[method-assign]
+        release(connection, share)
         then(connection)
 
-    pool._give_up = once  # type: ignore[method-assign]
+    pool._release = once  # type: ignore[method-assign]
+
+
+def in_queue(pool: Pool) -> int:
+    return sum(len(share.queue) for share in pool._places._shares.values())
 
 
 def exact(pool: Pool) -> None:
-    """Nobody is being served: every place is an idle connection's, and nobody waits."""
-    assert pool._open == len(pool._idle)
-    assert not pool._queue
+    """Nobody is being served: every place is free, and nobody waits."""
+    places = pool._places
+    assert pool.connections == len(pool._idle) <= places._most
+    assert (places.busy, places._common_busy, places._waiting, in_queue(pool)) == (0, 0, 0, 0)
+    assert all(share.busy == 0 for share in places._shares.values())
 
 
 @pytest.fixture
@@ -78,7 +85,7 @@ async def test_no_more_connections_than_places(raw: Any, gate: Gate) -> None:
     for _ in range(3):
         await gate.next()
     await turns()
-    assert (raw.connections, pool._open, gate.came.qsize()) == (3, 3, 0)
+    assert (raw.connections, pool.connections, gate.came.qsize()) == (3, 3, 0)
     for _ in range(10):
         gate.let.release()
     await asyncio.gather(*tasks)
@@ -157,16 +164,17 @@ async def test_a_place_that_comes_free_as_its_waiter_leaves_goes_on(raw: Any, ga
 
 async def test_a_place_that_comes_free_as_its_waiter_runs_out_of_time_goes_on(raw: Any, gate: Gate) -> None:
     pool = raw.pool(max_connections=1, connect_timeout_seconds=0.05)
-    connection = await pool._acquire()
-    waiting = asyncio.ensure_future(pool._wait_for_place())
+    share = pool._places.share("")
+    connection = await pool._acquire(share)
+    second = asyncio.ensure_future(pool._acquire(share))
     await turns()
     # Both are due in the loop's next turn, the place first.
-    asyncio.get_running_loop().call_soon(pool._release, connection)
+    asyncio.get_running_loop().call_soon(pool._release, connection, share)
     time.sleep(0.06)  # noqa: ASYNC251
-    (result,) = await asyncio.gather(waiting, return_exceptions=True)
+    (result,) = await asyncio.gather(second, return_exceptions=True)
     if not isinstance(result, Overloaded):
         assert result is connection
-        pool._release(connection)
+        pool._release(connection, share)
     exact(pool)
     assert pool._idle == [connection]
 
@@ -212,7 +220,7 @@ async def test_who_is_given_up_in_the_queue_leaves_it(raw: Any, gate: Gate) -> N
         await turns()
         waiting.cancel()
         await asyncio.wait([waiting])
-    assert not pool._queue
+    assert in_queue(pool) == 0
     gate.let.release()
     await first
     exact(pool)
@@ -235,7 +243,7 @@ async def test_what_is_in_use_when_the_pool_closes_ends_with_its_request(raw: An
     pool.close()
     gate.let.release()
     await asyncio.gather(idle, used)
-    assert pool._open == 0
+    assert pool.connections == 0
     await raw.quiet(pool)
 
 
@@ -336,4 +344,4 @@ async def play(events: list[tuple[str, int, int | None]], places: int, queue: in
         if connected:
             await asyncio.sleep(0.001)
     assert not connected
-    assert pool._open == 0
+    assert pool.connections == 0
