@@ -260,6 +260,8 @@ class Gateway:
             return
         self._drained = True
         self._dispatcher.drain()
+        for _ in range(2):
+            await asyncio.sleep(0)  # Who has connected already is accepted, not reset.
         await self._site.stop()
         await self._listener.drain(self.config.listen.drain_seconds)
         await self._runner.cleanup()

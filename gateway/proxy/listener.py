@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -37,6 +38,8 @@ from gateway.reading.framing import Framing
 from gateway.tasks import Tasks
 
 MAX_HELD_BYTES = 65_536
+MAX_QUIET_SECONDS = 1.0
+QUIET_SHARE = 0.1
 _VERSIONS = (HttpVersion11, HttpVersion10)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -329,10 +332,20 @@ class Listener(web.Server):
         self.closing = closing
         self.plain_requests = Tasks("plain_requests")
         self.drain_by = 0.0
+        self._none_open = asyncio.Event()
 
     async def drain(self, seconds: float) -> None:
-        """Wait for plain requests; those of aiohttp's way have until the same moment, once the runner ends them."""
+        """Wait for plain requests; those of aiohttp's way have until the same moment, once the runner ends them.
+
+        A connection that is idle or new may have a request on its way, which closing it would leave without an answer:
+        for `QUIET_SHARE` of the time whatever comes is answered, with the connection's end.
+        """
         self.drain_by = asyncio.get_running_loop().time() + seconds
+        if self._connections:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(MAX_QUIET_SECONDS, seconds * QUIET_SHARE)):
+                    await self._none_open.wait()
+        seconds = self.drain_by - asyncio.get_running_loop().time()
         if await self.plain_requests.drain(seconds):
             await self.plain_requests.cancel()
 
@@ -347,6 +360,11 @@ class Listener(web.Server):
             return False
         self._held_by[peer] = held + 1
         return True
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        if not self._connections:
+            self._none_open.set()
 
     def left(self, peer: str) -> None:
         held = self._held_by[peer] - 1

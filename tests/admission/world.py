@@ -163,8 +163,8 @@ class World:
         await until(nothing)
 
     async def close(self) -> None:
-        await asyncio.gather(*(gateway.close() for gateway in self.gateways))
         await self.http.close()
+        await asyncio.gather(*(gateway.close() for gateway in self.gateways))
         await self.platform.close()
         await self.redis.aclose()
 

@@ -1,0 +1,76 @@
+"""No count, lease or settlement depends on the wall clocks of two gateways agreeing."""
+
+from __future__ import annotations
+
+import ast
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import gateway
+from gateway import serve
+from tests.admission.world import World, until
+
+HARMLESS = {
+    "commands.py": "`explain`: the time that it is asked about, where none is given",
+    "demo/core.py": "the platform's journal, for its readers",
+    "identity/__init__.py": "whether a token is in force: its issuer's clock and ours, within identity.leeway_seconds",
+    "load/command.py": "the date on a report",
+    "proxy/fast.py": "the answer's Date",
+    "serve.py": "which policy version is in force: the cap comes with each call, and the ledger keeps no verdict",
+    "telemetry.py": "the time in a log line",
+}
+"""Where a wall clock is read, and why it may be an hour off. All else is measured on this machine's monotonic clock,
+and what gateways share (holds, leases, when a slot was taken, event ids) is Redis' own time."""
+
+
+def reads_wall_clock(file: Path) -> bool:
+    tree = ast.parse(file.read_text())
+    names = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "time"
+        for alias in node.names
+    }
+    wall = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+    return bool(names & wall) or bool(imported & {"time", "time_ns"})
+
+
+def test_wall_clocks_are_read_only_where_it_does_no_harm() -> None:
+    root = Path(gateway.__file__).parent
+    found = {str(file.relative_to(root)) for file in root.rglob("*.py") if reads_wall_clock(file)}
+    assert found == set(HARMLESS)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_gateway_whose_clock_is_an_hour_off(bare: World, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    await bare.session()
+    right = await bare.gateway()
+    off = SimpleNamespace(time=lambda: time.time() + 3600 * hours, monotonic=time.monotonic)
+    with monkeypatch.context() as patched:
+        patched.setattr(serve, "time", off)
+        wrong = await bare.gateway()
+    assert abs(wrong._gate.wall_clock() - right._gate.wall_clock()) > 3500
+
+    assert (await bare.attach("ally-1", at=wrong)).status == 200
+    bare.fault("apply_then_drop")
+    await bare.attach("ally-2", at=wrong)
+    bare.fault("timeout")
+    await bare.attach("ally-3", at=wrong)
+    bare.no_faults()
+    assert await bare.used() == {"ally-1", "ally-2", "ally-3"}
+    await bare.settled()
+    assert await bare.used() == {"ally-1", "ally-2"}, "by either gateway, and at the right time"
+    assert (await bare.attach("ally-4", at=right)).status == 200
+    assert (await bare.attach("ally-5", at=wrong)).status == 403
+    assert (await bare.detach("ally-4", at=wrong)).status == 204
+
+    async def back() -> bool:
+        return await bare.used() == {"ally-1", "ally-2"}
+
+    await until(back)
+    slots = (await bare.snapshot()).slots  # type: ignore[union-attr]
+    assert all(abs(slot.since_ms / 1000 - time.time()) < 60 for slot in slots), "Redis' time"
