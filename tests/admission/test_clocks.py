@@ -16,9 +16,11 @@ from tests.admission.world import World, until
 HARMLESS = {
     "commands.py": "`explain`: the time that it is asked about, where none is given",
     "demo/core.py": "the platform's journal, for its readers",
+    "export/exporter.py": "when a gap was found, for the journal's readers",
     "identity/__init__.py": "whether a token is in force: its issuer's clock and ours, within identity.leeway_seconds",
     "load/command.py": "the date on a report",
     "proxy/fast.py": "the answer's Date",
+    "reconciler/recall.py": "how old a journal's entry may be: days, give or take an hour",
     "serve.py": "which policy version is in force: the cap comes with each call, and the ledger keeps no verdict",
     "telemetry.py": "the time in a log line",
 }

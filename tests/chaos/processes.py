@@ -52,6 +52,8 @@ url = "{store}"
 timeout_seconds = 0.4
 hold_seconds = {hold}
 durability = "{durability}"
+# The sweep would mend what a step does wrong, before the judge sees it.
+sweep_sessions_per_second = 0
 
 [directory]
 timeout_seconds = {response}

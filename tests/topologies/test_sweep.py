@@ -7,11 +7,12 @@ import time
 
 import pytest
 
+from gateway.config import Ledger as LedgerConfig
 from gateway.ledger import sessions
 from gateway.ledger.connection import connect
 from gateway.ledger.sessions import Sessions
+from gateway.ledger.steps import Ledger
 from gateway.policy.model import SessionState
-from tests.topologies.load import ledger_on
 from tests.topologies.redis_processes import ClusterNodes
 
 
@@ -29,7 +30,7 @@ async def test_every_open_session_of_every_master_is_found(
     monkeypatch.setattr(sessions, "PIECE_KEYS", 20)
     connection = connect(cluster.url, 2.0, time.monotonic)
     try:
-        ledger = ledger_on(connection)
+        ledger = Ledger(connection, LedgerConfig(), 5.0)
         names = [f"sweep-{number}" for number in range(200)]
         await asyncio.gather(*(ledger.adopt(name, "test", "", SessionState.preparing, []) for name in names))
         await asyncio.gather(*(ledger.end(name, "test") for name in names[150:]))
