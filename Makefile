@@ -17,7 +17,7 @@ demo: $(VENV)/ready
 	$(BIN)/attachgate demo
 
 test: $(VENV)/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check gateway tests
