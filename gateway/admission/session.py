@@ -66,7 +66,8 @@ async def create(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
 
 async def detach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     """Before the start the slot comes back, if nothing touched the product since the detach was asked and a look at
-    the session after the answer still says preparing; live, it stays used (N5)."""
+    the session after the answer still says preparing; live, it stays used (N5). So where a cap holds, no foreign
+    product leaves without a record: nobody could tell later that it had been there."""
     account, session_id = await _caller_and_session(gate, incoming, decision)
     gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
     product_id = incoming.match.params["product_id"]
@@ -82,6 +83,9 @@ async def detach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
         look = asked.said in ("asked", "missing")
         decision.used = asked.used
     except DependencyError:
+        cap = gate.evaluate(account, Surface.live_room, decision.now).cap
+        if cap and await _is_foreign(gate, account, product_id):
+            raise
         recorded = False
     steps = [Step("g", product_id)]
     return await _forward_and_settle(
@@ -112,7 +116,7 @@ async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
         with _released_on_failure(gate, decision, len(steps)):
             said = await _ask_replace(gate, decision, account, verdict.cap, seen, old, new, foreign=foreign)
     except DependencyError:
-        if foreign and verdict.cap is not None:
+        if verdict.cap and (foreign or await _is_foreign(gate, account, old)):
             raise
         return await _forward_and_settle(
             gate, incoming, decision, account, read.canonical, steps, "replaced", recorded=False
@@ -214,6 +218,14 @@ async def end(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
         gate.full.forget(session_id)
     _learn(gate, session_id, account, reply, SessionState.ended)
     return reply
+
+
+async def _is_foreign(gate: Gate, account: Account, product_id: str) -> bool:
+    """Where the directory can't tell, it may be."""
+    try:
+        return not account.owns(await gate.directory.product(product_id))
+    except GatewayError:
+        return True
 
 
 async def _caller_and_session(gate: Gate, incoming: Incoming, decision: Decision) -> tuple[Account, str]:

@@ -80,10 +80,12 @@ async def test_what_a_cap_counts_is_refused_and_what_needs_no_count_goes_on(worl
     assert world.journal() == ["ally-1", "own-individual-1", "ally-2"]
     assert (await world.start()).reason == "ledger_unavailable", "a replace may be in doubt: who knows?"
     assert (await world.start("pure", account=PURE)).status == 200
-    assert (await world.detach("ally-1")).status == 204
+    assert (await world.detach("ally-1")).reason == "ledger_unavailable", "live, it would have to count"
+    assert (await world.detach("own-individual-1")).status == 204
     await line.up()
-    await world.settled()
     await until(lambda: len(world.gateways[0]._takeovers) == 0)
+    await world.settled()
+    assert await world.used() == {"ally-1"}
 
 
 async def test_what_went_on_without_a_count_is_counted_afterwards(world: World, line: Line) -> None:
@@ -101,29 +103,34 @@ async def test_what_went_on_without_a_count_is_counted_afterwards(world: World, 
 @pytest.mark.parametrize("applied", [True, False])
 async def test_a_detach_that_the_ledger_missed_gives_its_slot_back(world: World, line: Line, applied: bool) -> None:
     for n in (1, 2, 3):
-        await world.attach(f"ally-{n}")
+        await world.attach(f"ally-{n}", session="pure", account=PURE)
     await line.down()
     if not applied:
         world.fault("error", "detach")
-    await world.detach("ally-1")
+    await world.detach("ally-1", session="pure", account=PURE)
     world.no_faults()
     await line.up()
     await until(lambda: len(world.gateways[0]._takeovers) == 0)
-    await world.settled()
-    assert await world.used() == world.listed()
-    assert (await world.attach("ally-4")).status == (200 if applied else 403)
+    await world.settled("pure")
+    assert await world.used("pure") == world.listed("pure") == {"ally-2", "ally-3"} | (set() if applied else {"ally-1"})
 
 
 async def test_a_replace_that_the_ledger_missed(world: World, line: Line) -> None:
+    await world.attach("own-individual-1")
     for n in (1, 2):
         await world.attach(f"ally-{n}")
+        await world.attach(f"ally-{n}", session="pure", account=PURE)
     await line.down()
     assert (await world.replace("ally-1", "ally-9")).status == 503
-    assert (await world.replace("ally-2", "own-individual-1")).status == 200
+    assert (await world.replace("ally-2", "own-individual-2")).status == 503
+    assert (await world.replace("own-individual-1", "own-individual-2")).status == 200
+    assert (await world.replace("ally-2", "ally-3", session="pure", account=PURE)).status == 200
     await line.up()
     await until(lambda: len(world.gateways[0]._takeovers) == 0)
     await world.settled()
-    assert await world.used() == {"ally-1"}
+    await world.settled("pure")
+    assert await world.used() == {"ally-1", "ally-2"}
+    assert await world.used("pure") == {"ally-1", "ally-3"}
 
 
 @pytest.mark.parametrize("step", ["attach", "replace"])

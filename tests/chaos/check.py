@@ -7,13 +7,12 @@ The journal is judged by `gateway.load.judge`, which knows nothing of the gatewa
 - of those that have not ended, attaching until refused gives exactly the cap: no slot is lost, none can be given twice;
 - nothing is pending in Redis, and no session has a record left.
 
-In a session that has started, three kinds of slots are kept without a place in the journal's count, since nobody can
+In a session that has started, two kinds of slots are kept without a place in the journal's count, since nobody can
 prove that they are free. Each needs a client that wanted the product out:
 
 - one who got no clear answer: the list, asked when the session was live, and without the product, says neither that it
   was never attached (its slot would come back) nor that it was (N5: it would not);
-- one whose answer came when the start was already under way: the look at the session no longer said preparing;
-- one whom a gateway served while Redis was away: nothing could be recorded before the start.
+- one whose answer came when the start was already under way: the look at the session no longer said preparing.
 
 They are counted, and each needs such a request in the record of what clients sent; every other one is a finding.
 """
@@ -84,7 +83,6 @@ class Checker:
         self.unproven = 0
         self.compared = 0
         self.filled = 0
-        self._unrecorded: set[str] = set()
         self._turn = itertools.count()
 
     async def read_journal(self) -> Judgement:
@@ -115,7 +113,6 @@ class Checker:
 
     async def compare(self, client: redis.Redis, record: Record) -> None:
         """Every session with a cap: the gateway's view beside the journal, and then attached until refused."""
-        self._unrecorded = unrecorded(await asyncio.to_thread(events, client))
         await self.read_journal()
         capped = [
             (session_id, account_id, count)
@@ -153,7 +150,7 @@ class Checker:
             # Where nothing can be attached any more, no slot can be missed.
             if session_id in self.ended:
                 continue
-            if count.live and not removal_clear(record, session_id, product, self._unrecorded):
+            if count.live and not removal_clear(record, session_id, product):
                 kept += 1
             else:
                 self.findings.append(Finding("slot lost", f"{product} has a slot, and does not count", session_id))
@@ -212,23 +209,13 @@ async def _each(work: Iterable[Any]) -> None:
     await asyncio.gather(*map(one, work))
 
 
-def removal_clear(record: Record, session_id: str, product: str, unrecorded: set[str]) -> bool:
-    """Whether nobody wanted the product out, or the last who did got a yes before anybody asked for the start, and the
-    ledger was there to hear of it."""
+def removal_clear(record: Record, session_id: str, product: str) -> bool:
+    """Whether nobody wanted the product out, or the last who did got a yes before anybody asked for the start."""
     requests = record.by_session.get(session_id, [])
     starts = [request.sent for request in requests if request.step.operation in ("start", "start_past")]
     begun = min(starts, default=float("inf"))
     removals = [request for request in requests if request.step.leaving == product]
-    return all(
-        200 <= request.status < 300 and request.answered < begun and request.decision not in unrecorded
-        for request in removals[-1:]
-    )
-
-
-def unrecorded(found: Iterable[Event]) -> set[str]:
-    """Decisions that a gateway carried out while Redis was away, and told the ledger of afterwards."""
-    suffix = "-missed"
-    return {fields["o"].removesuffix(suffix) for _, fields in found if fields.get("o", "").endswith(suffix)}
+    return all(200 <= request.status < 300 and request.answered < begun for request in removals[-1:])
 
 
 def _buckets(client: redis.Redis, command: str, suffix: str, *arguments: str) -> list[Any]:
