@@ -13,18 +13,15 @@ Knows nothing about what it counts.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Generic, Protocol, TextIO, TypeVar, get_args
 
-import msgspec
 import prometheus_client
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -47,8 +44,6 @@ MAX_CHILDREN = 256
 MAX_TEXT_CHARS = 512
 MAX_TRACEBACK_CHARS = 8192
 MAX_ELEMENTS = 64
-PIPE_BYTES = 4096
-"""What a pipe takes in one piece, whoever else writes to it (POSIX allows 512; Linux has 4,096)."""
 
 _OPERATIONS = (*get_args(Operation), "pass", "view", "events")
 _STEPS = (
@@ -67,65 +62,6 @@ class DirectoryCounts(Protocol):
     stale: int
     negative: int
     errors: int
-
-
-class Refused(msgspec.Struct, frozen=True, gc=False):
-    """The log line of a refusal, the one event that busy rooms make by the thousand a second: its members are ids of
-    the configured alphabet and names of this code, so there is nothing to escape, to hide or to cut in them."""
-
-    timestamp: str
-    decision_id: str
-    surface: Surface | None
-    rule: str
-    reason: str
-    session_id: str | None
-    product_ids: Sequence[str]
-    event: str = "refused"
-    level: str = "info"
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
-
-
-class _Lines:
-    """Log lines of one loop turn, written at once."""
-
-    def __init__(self) -> None:
-        self.out: TextIO = sys.stderr
-        self._waiting: list[str] = []
-
-    def add(self, line: str) -> None:
-        if not self._waiting:
-            try:
-                asyncio.get_running_loop().call_soon(self.flush)
-            except RuntimeError:
-                self.out.write(line + "\n")
-                return
-        self._waiting.append(line)
-
-    def flush(self) -> None:
-        """In whole lines of at most `PIPE_BYTES` at once where that can be, since several workers write to one pipe."""
-        waiting, self._waiting = self._waiting, []
-        piece: list[str] = []
-        size = 0
-        for line in waiting:
-            if piece and size + len(line) >= PIPE_BYTES:
-                self._write(piece)
-                piece, size = [], 0
-            piece.append(line)
-            size += len(line) + 1
-        self._write(piece)
-
-    def _write(self, lines: list[str]) -> None:
-        self.out.write("\n".join(lines) + "\n")
-        self.out.flush()
-
-
-_lines = _Lines()
 
 
 class _Children(Generic[M]):
@@ -208,21 +144,11 @@ class Telemetry:
     def decision(self, surface: Surface | None, rule: str, verdict: str) -> None:
         self._decisions.of(surface or "", rule, verdict).inc()
 
-    def refused(
-        self,
-        surface: Surface | None,
-        rule: str,
-        reason: str,
-        decision_id: str,
-        session_id: str | None,
-        asked: Sequence[str],
-    ) -> None:
-        """Counts and logs a refusal by the policy."""
+    def refused(self, surface: Surface | None, rule: str, reason: str) -> None:
+        """Counts a refusal by the policy. It is not logged: a busy room makes thousands, and the decision journal has
+        each with all that it was decided by."""
         self._decisions.of(surface or "", rule, "refused").inc()
         self._refusals.of(reason).inc()
-        if log.is_enabled_for(logging.INFO):
-            refusal = Refused(_now(), decision_id, surface, rule, reason, session_id, asked[:MAX_ELEMENTS])
-            _lines.add(_encode(refusal).decode("ascii"))
 
     def failed(self, error: GatewayError, decision_id: str, session_id: str | None = None, client: str = "") -> None:
         """Counts and logs a request that the gateway answered with an error: the client's fault at `info`. What a limit
@@ -340,7 +266,6 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     if number is None:
         raise ValueError(f"{level!r} is no log level: use debug, info, warning or error.")
     out = stream if stream is not None else sys.stderr
-    _lines.out = out
     steps: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -56,9 +56,7 @@ def refusal(
         used=decision.used,
         slots=slot_views(snapshot.slots) if snapshot is not None else (),
     )
-    gate.telemetry.refused(
-        decision.surface, problem.rule or decision.verdict.rule, reason, decision.id, decision.session_id, asked
-    )
+    gate.telemetry.refused(decision.surface, problem.rule or decision.verdict.rule, reason)
     refused = [product_id for product_id, allowed, _ in products if not allowed]
     gate.notes.refused(decision, reason, refused, told=told and snapshot is not None)
     status, headers, body = refusals.answer(problem, decision.language)

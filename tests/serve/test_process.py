@@ -86,10 +86,8 @@ async def test_a_wrong_file_is_said_before_anything_starts(serving: Serving) -> 
 async def test_a_decision_that_is_logged_is_the_one_that_was_answered(serving: Serving) -> None:
     process = await serving.start()
     await serving.line(process, "listening")
-    for n in (1, 2, 3):
-        await serving.attach(f"ally-{n}")
-    status, body = await serving.attach("ally-4")
-    assert status == 403
-    assert (await serving.line(process, "refused"))["decision_id"] == json.loads(body)["decision_id"]
+    status, body = await serving.attach("nobody-sells-this")
+    assert status == 404
+    assert (await serving.line(process, "failed"))["decision_id"] == json.loads(body)["decision_id"]
     process.send_signal(signal.SIGTERM)
     assert await serving.ended(process) == 0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import logging
 import os
 import re
 import signal
@@ -14,9 +12,7 @@ from asyncio.subprocess import Process
 
 import aiohttp
 import pytest
-import structlog
 
-from gateway import telemetry
 from tests.admission.world import until
 from tests.serve.conftest import Serving, children
 
@@ -113,35 +109,3 @@ async def test_an_admin_port_that_is_taken_is_said(serving: Serving) -> None:
         process = await serving.start("--workers", "2")
         assert (await serving.line(process, "cannot_listen"))["admin_port"] == serving.admin_port
         assert await serving.ended(process) == 1
-
-
-class Pipe(io.StringIO):
-    """Remembers what was written at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pieces: list[str] = []
-
-    def write(self, text: str) -> int:
-        self.pieces.append(text)
-        return len(text)
-
-
-async def test_workers_that_log_to_one_pipe_do_not_break_each_others_lines() -> None:
-    """A pipe takes a piece whole, and the pieces of several writers in any order: each must be whole lines."""
-    pipe, root, lines = Pipe(), logging.getLogger(), telemetry._lines.out
-    before = root.handlers[:], root.level
-    telemetry.configure_logging("info", pipe)
-    try:
-        structlog.get_logger("x").warning("one", text="y" * 300)
-        counts = telemetry.Telemetry()
-        for n in range(100):
-            counts.refused(None, "N3", "foreign_cap_reached", f"d{n}", "s", ["p"] * 10)
-        await asyncio.sleep(0)
-    finally:
-        structlog.reset_defaults()
-        root.handlers[:], telemetry._lines.out = before[0], lines
-        root.setLevel(before[1])
-    assert all(piece.endswith("\n") and len(piece) <= telemetry.PIPE_BYTES for piece in pipe.pieces)
-    assert 5 < len(pipe.pieces) < 50
-    assert len("".join(pipe.pieces).splitlines()) == 101
