@@ -33,7 +33,8 @@ async def take(gate: Gate, decision: Decision, account: Account, counting: Count
     """Take the count into the decision, where it was asked for and has come."""
     if counting is None:
         return
-    await asyncio.wait({counting}, timeout=COUNT_WAIT_SECONDS)
+    if not counting.done():
+        await asyncio.wait({counting}, timeout=COUNT_WAIT_SECONDS)
     if not counting.done() or counting.exception() is not None:
         return
     used = counting.result()
