@@ -8,6 +8,7 @@ and the log says so.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import time
@@ -59,6 +60,7 @@ from gateway.upstream.listing import list_products
 from gateway.upstream.pool import Pool
 
 SETTLE_LIMIT_SECONDS = 5.0
+COLLECT_AFTER_OBJECTS = 5_000
 CANCELLED_LIMIT_SECONDS = 1.0
 LOOKUPS_AT_ONCE = 100
 """Enough for all that the directory asks at once, and for the signing keys."""
@@ -345,6 +347,14 @@ def policy_in_force(policy: Policy, now: float) -> str:
     return begun[-1] if begun else policy.versions[0].id
 
 
+def _calm_collector() -> None:
+    """What stands now stands until the end, and need not be looked through again: a full collection of it holds up
+    every request for 30 to 100 ms. What a request leaves behind has no cycles, but for what fails."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS, 20, 20)
+
+
 async def run(path: Path, environ: Mapping[str, str], *, worker: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT, or, as a worker, until the supervisor's end of standard input is gone; SIGHUP
     reloads. Raises `ConfigurationError` where the files are wrong."""
@@ -376,6 +386,7 @@ async def run(path: Path, environ: Mapping[str, str], *, worker: Path | None = N
     loop.add_signal_handler(signal.SIGHUP, reload)
     if early:
         reload()
+    _calm_collector()
     await stop.wait()
     log.info("draining", limit_seconds=config.listen.drain_seconds)
     await gateway.close()

@@ -66,7 +66,7 @@ class Incoming(Asking, Protocol):
         ...
 
 
-class Reply(Struct):
+class Reply(Struct, gc=False):
     """A whole answer. `phrase` is empty where the status' own will do."""
 
     status: int

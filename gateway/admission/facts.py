@@ -17,7 +17,7 @@ from gateway.identity import Identity
 from gateway.policy.model import Account, Product, Session, SessionState
 
 
-class Facts(Struct, frozen=True):
+class Facts(Struct, frozen=True, gc=False):
     """`session` is None on surfaces without one; `products` is empty where their owners do not matter."""
 
     account: Account

@@ -37,7 +37,7 @@ Kind = Literal["t", "g", "s"]
 """What a record does: t takes a slot, g gives one back, s starts the session."""
 
 
-class Slot(Struct, frozen=True):
+class Slot(Struct, frozen=True, gc=False):
     """`attached`: the upstream is known to have the product. `held`: how many operations try to attach it.
     `in_doubt`: the outcome of one of them is unknown. `for_good`: once the session is live it never comes back."""
 
@@ -50,14 +50,14 @@ class Slot(Struct, frozen=True):
     for_good: bool = True
 
 
-class Record(Struct, frozen=True):
+class Record(Struct, frozen=True, gc=False):
     number: int
     kind: Kind
     product_id: str
     in_doubt: bool
 
 
-class Snapshot(Struct, frozen=True):
+class Snapshot(Struct, frozen=True, gc=False):
     """A session as the ledger knows it. `used` counts towards the cap; slots are in the order of their time."""
 
     state: SessionState
@@ -70,7 +70,7 @@ class Snapshot(Struct, frozen=True):
         return next((slot for slot in self.slots if slot.product_id == product_id), None)
 
 
-class Answer(Struct, frozen=True):
+class Answer(Struct, frozen=True, gc=False):
     """What a step said, in the words of its script, and the count after it. `snapshot` comes with refusals; `new` is
     how many slots an adopt made."""
 
@@ -81,7 +81,7 @@ class Answer(Struct, frozen=True):
     new: int = 0
 
 
-class Pending(Struct, frozen=True):
+class Pending(Struct, frozen=True, gc=False):
     """An operation that a reconciler has claimed. `lease` is its fence: a claim by another one changes it."""
 
     session_id: str
@@ -90,7 +90,7 @@ class Pending(Struct, frozen=True):
     lease: str
 
 
-class Step(Struct, frozen=True):
+class Step(Struct, frozen=True, gc=False):
     """One record of an operation, as its gateway remembers it."""
 
     kind: Kind
@@ -98,7 +98,7 @@ class Step(Struct, frozen=True):
     applied: bool = True
 
 
-class OnItsWay(Struct, frozen=True):
+class OnItsWay(Struct, frozen=True, gc=False):
     """An operation that its own gateway has forwarded and not settled yet."""
 
     operation: str

@@ -43,14 +43,14 @@ class Standing(StrEnum):
     creator = "creator"
 
 
-class Shop(msgspec.Struct, frozen=True):
+class Shop(msgspec.Struct, frozen=True, gc=False):
     shop_id: str
     shop_type: ShopType
     cross_border: bool = False
     status: Literal["open", "closed"] = "open"
 
 
-class Account(msgspec.Struct, frozen=True):
+class Account(msgspec.Struct, frozen=True, gc=False):
     account_id: str
     kind: Kind
     pure_creator: bool = False
@@ -73,7 +73,7 @@ class Account(msgspec.Struct, frozen=True):
         return self.shop is not None and self.shop.status == "open" and product.shop_id == self.shop.shop_id
 
 
-class Product(msgspec.Struct, frozen=True):
+class Product(msgspec.Struct, frozen=True, gc=False):
     product_id: str
     shop_id: str
 
@@ -84,7 +84,7 @@ class SessionState(StrEnum):
     ended = "ended"
 
 
-class Session(msgspec.Struct, frozen=True):
+class Session(msgspec.Struct, frozen=True, gc=False):
     session_id: str
     account_id: str
     state: SessionState
@@ -139,7 +139,7 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
         return tuple(sorted(times))
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What the policy says of an account's foreign products on one surface at one time.
 
     `cap` None: no limit. `rule` is the matched rule's notice id (`N3`); `reached` is False where the rule would

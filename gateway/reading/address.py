@@ -48,7 +48,7 @@ _ESCAPED_NAMES = {
 }
 
 
-class Address(msgspec.Struct, frozen=True):
+class Address(msgspec.Struct, frozen=True, gc=False):
     """`path_raw + query_raw` is the target as received: `query_raw` has its `?`, and is empty where there is
     none.
 

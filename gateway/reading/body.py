@@ -41,7 +41,7 @@ _decode_strings = msgspec.json.Decoder(list[str]).decode
 _encode = msgspec.json.encode
 
 
-class BodyRead(msgspec.Struct, frozen=True):
+class BodyRead(msgspec.Struct, frozen=True, gc=False):
     """`product_ids` in the order of the body, each once. `members`: the extra members that were there.
     `canonical`: what to forward, empty where the client sent nothing."""
 

@@ -23,7 +23,7 @@ from gateway.errors import HeadersMalformed, HeadersTooLarge
 Fields = list[tuple[bytes, bytes]]
 
 
-class Headers(msgspec.Struct, frozen=True):
+class Headers(msgspec.Struct, frozen=True, gc=False):
     """What was understood of the fields.
 
     `forward`: the end-to-end fields without Host, without what frames the message, without the identity

@@ -42,7 +42,7 @@ Template = tuple[str | None, ...]
 _Pick = Callable[[Sequence[str | None]], Any]
 
 
-class Match(msgspec.Struct, frozen=True):
+class Match(msgspec.Struct, frozen=True, gc=False):
     """A request of a configured route. `params`: the path's ids by placeholder. `path`: what to forward,
     without the query, which goes on as it came (`Address.query_raw`). `name`: the route's (`route_name`)."""
 

@@ -38,7 +38,7 @@ class NotSent(UpstreamUnreachable):
     """No connection: nothing was sent."""
 
 
-class UpstreamAnswer(Struct):
+class UpstreamAnswer(Struct, gc=False):
     """The upstream's answer, whole. `headers` as they came, in order."""
 
     status: int
