@@ -11,7 +11,10 @@ CHAOS_SECONDS ?= 600
 STORE ?= standalone
 SEED ?=
 
-.PHONY: demo test check chaos mutants fuzz audit clean
+# What is measured beside what, how often: more rounds and seconds, quieter figures. Empty means all of it.
+BENCH ?=
+
+.PHONY: demo test check chaos mutants fuzz audit bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/attachgate demo
@@ -44,6 +47,10 @@ audit: $(VENV)/ready
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7,<3'
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audit/requirements.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/requirements.txt
+
+# About ten minutes. As root it installs nginx and wrk from Debian's packages; Envoy comes in a wheel.
+bench: $(VENV)/ready
+	$(BIN)/python -m tests.bench $(BENCH)
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
