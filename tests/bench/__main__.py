@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,7 @@ import uvloop
 
 from tests.bench import enforce, page, results
 from tests.bench.mixes import session_names
-from tests.bench.peers.kinds import DEBIAN, DEFAULT, KINDS, LeftOut, Site, Store, Upstream, install
+from tests.bench.peers.kinds import DEBIAN, DEFAULT, ENVOY, KINDS, LeftOut, Site, Store, Upstream, install
 from tests.bench.results import Results
 from tests.bench.rows import ROWS, SESSIONS, SIZES, Bench, open_sessions, pin_harness
 
@@ -69,15 +71,16 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     found = {"Python": platform.python_version()}
-    found |= {name: version(name) for name in ("aiohttp", "uvloop", "hiredis", "redis")}
-    for name, command in (("nginx", [str(DEBIAN["nginx"]), "-v"]), ("redis-server", ["redis-server", "--version"])):
-        try:
+    found |= {name: version(name) for name in ("aiohttp", "uvloop", "hiredis")}
+    for name, command in (("nginx", [str(DEBIAN["nginx"]), "-v"]), ("Redis", ["redis-server", "--version"])):
+        with suppress(OSError):
             said = subprocess.run(command, capture_output=True, text=True, check=False)
-            found[name] = (said.stdout + said.stderr).strip().splitlines()[0]
-        except (OSError, IndexError):
-            continue
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    found["commit"] = commit.stdout.strip() or "unknown"
+            if number := re.search(r"\d+\.\d+\.\d+", said.stdout + said.stderr):
+                found[name] = number[0]
+    found["Envoy"] = ENVOY.partition("==")[2]
+    with suppress(OSError):
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+        found["commit"] = commit.stdout.strip() or "unknown"
     return found
 
 

@@ -10,8 +10,8 @@ from gateway.load.plots import Series
 from tests.bench.results import METRICS, Results, Row, cells, heads
 
 BARS = (
-    "td.bar{width:30%}td.bar i{display:block;height:.9em;background:var(--c8)}td.bar i.own{background:var(--c0)}"
-    "p.note{color:var(--c2)}td,th{white-space:nowrap}"
+    "body{max-width:1240px}td,th{white-space:nowrap}p.note{color:var(--c2)}td.bar{min-width:8rem}"
+    "td.bar i{display:block;height:.9em;background:var(--c8)}td.bar i.own{background:var(--c0)}"
 )
 
 
@@ -22,7 +22,8 @@ def render(results: Results) -> str:
     missing = "".join(
         f'<li class="dim"><b>{escape(name)}</b> left out: {escape(why)}</li>' for name, why in results.left_out.items()
     )
-    rows = "".join(_row(row) for row in results.rows)
+    colours = {name: number for number, name in enumerate(results.peers)}
+    rows = "".join(_row(row, colours) for row in results.rows)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>attachgate bench</title><style>{STYLE}{BARS}</style></head><body><h1>attachgate bench</h1>"
@@ -30,13 +31,15 @@ def render(results: Results) -> str:
         f"<code>{escape(results.command)}</code></p><ul>{peers}{missing}</ul>"
         '<p class="dim">Medians, and the range of all runs. The proxy has one core; load, upstream and Redis share the'
         " other, so where the proxy's core is not busy, compare its CPU time.</p>"
-        f"{rows}{_by_rate(results)}</body></html>\n"
+        f"{rows}{_by_rate(results, colours)}</body></html>\n"
     )
 
 
-def _row(row: Row) -> str:
+def _row(row: Row, colours: dict[str, int]) -> str:
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in row.notes)
-    return f'<h2>{escape(row.name)}</h2><p class="dim">{escape(row.says)}</p>{notes}{_table(row)}{_curves(row)}'
+    return (
+        f'<h2>{escape(row.name)}</h2><p class="dim">{escape(row.says)}</p>{notes}{_table(row)}{_curves(row, colours)}'
+    )
 
 
 def _table(row: Row) -> str:
@@ -58,8 +61,9 @@ def _table(row: Row) -> str:
     )
 
 
-def _curves(row: Row) -> str:
-    curves = [Series(who, points, number) for number, (who, points) in enumerate(row.curves.items())]
+def _curves(row: Row, colours: dict[str, int]) -> str:
+    """Of the last round."""
+    curves = [Series(who, points, colours.get(who, 8)) for who, points in row.curves.items()]
     values = [ms for curve in curves for _, ms in curve.points if ms > 0]
     if not values:
         return ""
@@ -67,7 +71,7 @@ def _curves(row: Row) -> str:
     return plots.lines(x, plots.logarithmic("latency, ms", min(values), max(values)), curves)
 
 
-def _by_rate(results: Results) -> str:
+def _by_rate(results: Results, colours: dict[str, int]) -> str:
     """p99 of each peer over the shares of the maximum."""
     shares = {row.name: row for row in results.rows if row.name.removeprefix("latency-").isdigit()}
     if len(shares) < 2:
@@ -81,6 +85,6 @@ def _by_rate(results: Results) -> str:
     values = [ms for of in points.values() for _, ms in of]
     if not values:
         return ""
-    series = [Series(who, of, number) for number, (who, of) in enumerate(points.items())]
+    series = [Series(who, of, colours.get(who, 8)) for who, of in points.items()]
     x = plots.linear("% of the slowest serious peer's maximum", 100)
     return f"<h2>p99 by rate</h2>{plots.lines(x, plots.logarithmic('p99, ms', min(values), max(values)), series)}"

@@ -103,7 +103,7 @@ def number(value: float, digits: int) -> str:
 
 
 def cells(spreads: dict[str, Spread], names: Sequence[str]) -> list[str]:
-    """A median, and its range where there was more than one run."""
+    """A median, and the range of the runs where they differ."""
     written = []
     for name in names:
         found = spreads.get(name)
@@ -112,7 +112,7 @@ def cells(spreads: dict[str, Spread], names: Sequence[str]) -> list[str]:
             continue
         digits = METRICS[name].digits
         text = number(found.median, digits)
-        if found.runs > 1:
+        if found.most > found.least:
             text += f" ({number(found.least, digits)}–{number(found.most, digits)})"
         written.append(text)
     return written

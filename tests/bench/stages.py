@@ -19,7 +19,7 @@ STAGES: Final[dict[str, str]] = {
     "who asks": r"^caller |gateway/identity/|gateway/proxy/limits\.py",
     "directory (memory)": r"^gather |gateway/directory\.py|gateway/fetch\.py",
     "policy": r"Gate\.evaluate |gateway/policy/",
-    "Redis (a turn's calls in one write)": r"Lane\.(_send|_exchange|_ask) |redis/asyncio/|hiredis",
+    "Redis (a turn's calls in one write)": r"Lane\._|^packed |Call\.(pack|settle) |^_within |redis/asyncio/|hiredis",
     "reserve": r"Ledger\.reserve |^reserve ",
     "settle": r"^_settle |gateway/admission/settle\.py|OnTheirWay",
     "refuse (problem document)": r"^refusal |gateway/refusals/|gateway/admission/answers\.py",
@@ -30,6 +30,7 @@ STAGES: Final[dict[str, str]] = {
     "read the socket, start the request": r"\.data_received ",
     "write to the client": r"Connection\._serve ",
     "tasks": r"gateway/tasks\.py",
+    "reconciler": r"gateway/reconciler/",
     "other ledger calls": r"gateway/ledger/",
     "collector": r"gc_collect_main",
     "event loop (epoll, read, timers, steps of tasks)": r"",
@@ -38,7 +39,7 @@ _PATTERNS: Final = {stage: re.compile(pattern) for stage, pattern in STAGES.item
 _LINE: Final = re.compile(r":\d+\)$")
 _REST: Final = list(STAGES)[-1]
 _SHARED: Final = "other ledger calls"
-"""What reserve and settle both call: counted for the one that did."""
+"""What several stages call: counted for the one that did."""
 
 
 def stage_of(frames: Sequence[str]) -> str:
@@ -49,7 +50,11 @@ def stage_of(frames: Sequence[str]) -> str:
             if stage != _REST and pattern.search(name):
                 if stage != _SHARED:
                     return stage
-                callers = (caller for caller in ("reserve", "settle") if any(map(_PATTERNS[caller].search, names)))
+                callers = (
+                    caller
+                    for caller in ("reserve", "settle", "reconciler")
+                    if any(map(_PATTERNS[caller].search, names))
+                )
                 return next(callers, stage)
     return _REST
 

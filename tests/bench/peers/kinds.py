@@ -128,7 +128,7 @@ class Peer:
 
     def _child(self, label: str, command: Sequence[str], port: int) -> None:
         log = self.site.folder / f"{self.name}-{label}.log"
-        self.children.append(Pinned(f"{self.name} {label}", command, log, PROXY_CORE, ROOT))
+        self.children.append(Pinned(f"{self.name}'s {label}", command, log, PROXY_CORE, ROOT))
         self._ports.append(port)
 
 
@@ -161,7 +161,7 @@ class Gateway(Peer):
         }
         file = self.site.folder / f"{self.name}.toml"
         file.write_text(fill("gateway.toml", values))
-        self._child("serve", [sys.executable, "-m", "gateway.cli", "serve", "--config", str(file)], self.port)
+        self._child("server", [sys.executable, "-m", "gateway.cli", "serve", "--config", str(file)], self.port)
 
     def seed(self, store: redis.Redis, sessions: Iterable[str]) -> None:
         """Nothing: a session's first attach opens it, from the upstream's list."""
@@ -222,7 +222,7 @@ class Envoy(Peer):
         service = ["-m", "tests.bench.peers.authz", str(service_port), str(self.site.redis_port), self.prefix]
         self._child("service", [sys.executable, *service], service_port)
         envoy = [str(program), "-c", str(file), "--concurrency", "1", "--log-level", "warning", "--use-dynamic-base-id"]
-        self._child("envoy", envoy, self.port)
+        self._child("server", envoy, self.port)
 
 
 class Obvious(Peer):
