@@ -87,7 +87,6 @@ class Peer:
     says = "the upstream alone"
     judges = False
     serious = False
-    streams = True
     sockets = True
 
     def __init__(self, site: Site) -> None:
