@@ -41,7 +41,7 @@ fuzz: $(VENV)/ready
 	$(BIN)/python tests/hostile/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 	ATTACHGATE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -s tests/hostile/test_fuzz.py
 
-# Known weaknesses of what is installed here. Not part of check: it asks pypi.org, and its answer changes by the day.
+# Known weaknesses of what is installed here. Not part of check: it asks a service outside, whose answer changes by the day.
 audit: $(VENV)/ready
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7,<3'
