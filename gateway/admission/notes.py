@@ -6,11 +6,11 @@ knows neither the account nor the policy, and to hand them through the scripts w
 and arguments on the way. An entry of its own, under the same decision id, costs the request nothing: it is appended to
 a queue, and written in batches behind its answer.
 
-A batch goes to the next bucket in turn, whatever its sessions: one script call for many, and nobody can push the events
-of a session out of its bucket by what he asks of it. A refusal by the policy that no step tells of (no foreign products
-at all) is a `refused` event for the room's clients besides, and so goes to the session's own. Errors are not: they say
-nothing of the count, and may be somebody else's doing. Who has not said who they are, and what a limit refused, is not
-in the journal: that would let strangers push its entries out.
+A batch goes to the next buckets in turn, whatever its sessions: one script call for many, and nobody can push the
+events of a session out of its bucket by what he asks of it. A refusal by the policy that no step tells of (no
+foreign products at all, a session known to be full) is a `refused` event for the room's clients besides, and so goes to
+the session's own. Errors are not: they say nothing of the count, and may be somebody else's doing. Who has not said who they
+are, and what a limit refused, is not in the journal: that would let strangers push its entries out.
 
 The queue has a limit. While Redis is away it fills, and what does not fit is dropped: counted in a metric, said in one
 log line, and said in the journal itself once it can be written again. A write whose answer was lost is repeated, so an
@@ -23,7 +23,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -40,7 +40,8 @@ FLUSH_SECONDS = 0.1
 AWAY_SECONDS = 0.5
 CLOSE_SECONDS = 1.0
 MAX_WAITING = 20_000
-BATCH = 32
+BATCH = 256
+BATCH_OF_A_BUCKET = 32
 """Small, since who looks for a step's event among a bucket's latest entries (`slots.lua`) must find it behind one."""
 
 log = structlog.get_logger(__name__)
@@ -111,32 +112,44 @@ class Notes:
 
     async def _flush(self) -> bool:
         """Write one batch; False where not all of it could be written, and what was not waits on."""
-        batch = list(islice(self._waiting, BATCH))
         self._bucket = (self._bucket + 1) % BUCKETS
-        buckets: dict[int, list[tuple[_Waiting | None, Note]]] = {}
-        for waiting in batch:
+        batch: dict[int, list[_Waiting]] = {}
+        notes: dict[int, list[Note]] = {}
+        taken = 0
+        for waiting in islice(self._waiting, BATCH):
             note = self._note(*waiting)
-            bucket = bucket_of(note.session_id) if note.kind == "refused" else self._bucket
-            buckets.setdefault(bucket, []).append((waiting, note))
+            bucket = bucket_of(note.session_id) if note.kind == "refused" else self._turn(notes)
+            found = notes.setdefault(bucket, [])
+            if len(found) == BATCH_OF_A_BUCKET:
+                break
+            found.append(note)
+            batch.setdefault(bucket, []).append(waiting)
+            taken += 1
         if dropped := self._dropped:
             said = Note("dropped", "", "", _encode({"count": dropped, "gateway": self._gateway}))
-            buckets.setdefault(self._bucket, []).append((None, said))
-        writes = (self._streams.write(bucket, [note for _, note in found]) for bucket, found in buckets.items())
-        results = await asyncio.gather(*writes, return_exceptions=True)
+            notes.setdefault(self._bucket, []).append(said)
+        writes = self._streams.write(notes)
+        results = await asyncio.gather(*(future for _, future in writes), return_exceptions=True)
         # What was added meanwhile stands behind the batch.
-        for _ in batch:
+        for _ in range(taken):
             self._waiting.popleft()
         failed: list[_Waiting] = []
-        for found, result in zip(buckets.values(), results, strict=True):
+        for (buckets, _), result in zip(writes, results, strict=True):
             if isinstance(result, BaseException):
-                failed += [waiting for waiting, _ in found if waiting is not None]
+                failed += [waiting for bucket in buckets for waiting in batch.get(bucket, ())]
                 if not isinstance(result, LedgerUnavailable):
                     log.error("journal_failed", exc_info=result)
-            elif dropped and found[-1][0] is None:
+            elif dropped and self._bucket in buckets:
                 log.warning("journal_resumed", dropped=dropped)
                 self._dropped -= dropped
         self._waiting.extendleft(reversed(failed))
         return not failed
+
+    def _turn(self, notes: Mapping[int, Sequence[Note]]) -> int:
+        """The bucket whose turn it is to take decisions; the next one where it has its share of a batch."""
+        if len(notes.get(self._bucket, ())) >= BATCH_OF_A_BUCKET:
+            self._bucket = (self._bucket + 1) % BUCKETS
+        return self._bucket
 
     def _note(
         self, decision: Decision, verdict: Verdict, reason: str, refused: Sequence[str], untold: bool, status: int

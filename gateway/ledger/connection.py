@@ -66,6 +66,11 @@ class Connection:
             return not self._scan_failed
         return any(lane.available for lane in self._lanes.values())
 
+    @property
+    def cluster(self) -> bool:
+        """Whether the keys of one call must lie in one hash slot."""
+        return self._servers.cluster
+
     def call(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> asyncio.Future[Any]:
         """Run a script; the future's failures are `LedgerUnavailable`, or `LostAnswer` where it may have run."""
         return self._submit(Call(script, (len(keys), *keys, *arguments), keys[0], self._clock()))

@@ -8,7 +8,7 @@ joined later, and the entries that an exporter is to write down (`note.lua`, `ex
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -75,12 +75,19 @@ class Streams:
     def _key(self, bucket: int) -> str:
         return f"{self._prefix}:{{{bucket}}}:e"
 
-    def write(self, bucket: int, notes: Sequence[Note]) -> asyncio.Future[Any]:
-        """Append to a bucket's stream, in one step."""
+    def write(self, notes: Mapping[int, Sequence[Note]]) -> list[tuple[Sequence[int], asyncio.Future[Any]]]:
+        """Append to buckets' streams. Each step, and the buckets that it writes to: one for all, or, in a Cluster, one
+        for each."""
+        together = [[bucket] for bucket in notes] if self._connection.cluster else [list(notes)]
+        return [(buckets, self._write(notes, buckets)) for buckets in together if buckets]
+
+    def _write(self, notes: Mapping[int, Sequence[Note]], buckets: Sequence[int]) -> asyncio.Future[Any]:
         arguments: list[Any] = [*self._head]
-        for note in notes:
-            arguments += (note.kind, note.session_id, note.operation, note.document, note.products, note.used, note.cap)
-        return self._connection.call(_NOTE, (self._key(bucket),), arguments)
+        for number, bucket in enumerate(buckets, 1):
+            for note in notes[bucket]:
+                arguments += (number, note.kind, note.session_id, note.operation, note.document)
+                arguments += (note.products, note.used, note.cap)
+        return self._connection.call(_NOTE, [self._key(bucket) for bucket in buckets], arguments)
 
     async def read(
         self, bucket: int, group: str, *, limit: int, idle_ms: int, create: bool = False, told: Trimmed | None = None

@@ -13,6 +13,7 @@ remembered, for the rules that it was read by.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
 from functools import lru_cache
@@ -42,7 +43,7 @@ _UNUSUAL = frozenset(
     )
 )
 _WITHOUT_BODY = frozenset((204, 304))
-MAX_HEADS = 2048
+MAX_HEADS = 8192
 MAX_HEAD_BYTES = 1024
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
@@ -93,7 +94,7 @@ class FastLane:
         self._rules = rules
         self._answer = answer
         self._wall_clock = wall_clock
-        self._heads: dict[bytes, _Head] = {}
+        self._heads: OrderedDict[bytes, _Head] = OrderedDict()
 
     def recognise(self, data: bytes, peer_ip: str, scheme: str) -> PlainIncoming | None:
         """The attach that these bytes are, whole and nothing else; None for anything that is not the plain form."""
@@ -119,7 +120,7 @@ class FastLane:
             head = _read_head(block, rules)
             if len(block) <= MAX_HEAD_BYTES:
                 if len(self._heads) >= MAX_HEADS:
-                    self._heads.clear()
+                    self._heads.popitem(last=False)
                 self._heads[block] = head
         return head
 

@@ -114,7 +114,8 @@ async def test_clients_see_a_refusal_that_no_step_tells_of_and_nothing_else(worl
 async def test_the_streams_stay_capped_and_expire(world: World) -> None:
     streams = Streams(world.gateways[0]._connection, Ledger(stream_entries=16))
     for n in range(20):
-        await streams.write(5, [Note("decision", "", f"op{n}-{k}", b"[]") for k in range(20)])
+        [(_, written)] = streams.write({5: [Note("decision", "", f"op{n}-{k}", b"[]") for k in range(20)]})
+        await written
     assert await world.redis.xlen("ag:{5}:e") < 150
     assert await world.redis.pttl("ag:{5}:e") > 0
 

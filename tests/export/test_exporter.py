@@ -159,7 +159,8 @@ async def test_each_kind_of_entry_has_its_line(journal: Journal) -> None:
         Note("dropped", "", "", b'{"count":7,"gateway":"g"}'),
         Note("decision", "room", "op3", b"nonsense"),
     ]
-    await journal.streams.write(5, notes)
+    [(_, written)] = journal.streams.write({5: notes})
+    await written
     await journal.raw.xadd(journal.key(5), {"somebody": "else"})
     output = Memory()
     await journal.once(output)

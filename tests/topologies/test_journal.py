@@ -20,11 +20,10 @@ async def test_streams_on_all_masters_are_exported(cluster: ClusterNodes) -> Non
     connection = connect(cluster.url, 2.0, time.monotonic)
     streams = Streams(connection, Ledger(prefix="journal"))
     names = {f"op{bucket}" for bucket in range(0, 1024, 64)}
-    writes = (
-        streams.write(int(name[2:]), [Note("decision", "", name, b'[1,"a","live_room","attach","allowed"]')])
-        for name in names
+    written = streams.write(
+        {int(name[2:]): [Note("decision", "", name, b'[1,"a","live_room","attach","allowed"]')] for name in names}
     )
-    await asyncio.gather(*writes)
+    await asyncio.gather(*(step for _, step in written))
     outputs = Memory(), Memory()
     stop = asyncio.Event()
     exporters = [Exporter(streams, output, "export", 30.0) for output in outputs]
@@ -45,7 +44,8 @@ async def test_a_user_with_the_rule_that_is_documented_may_export() -> None:
         await allow(node, *found[1].split())
         connection = connect(url_of(node, "attachgate:PASSWORD@"), 2.0, time.monotonic)
         streams = Streams(connection, Ledger())
-        await streams.write(5, [Note("dropped", "", "", b'{"count":1,"gateway":"g"}')])
+        [(_, written)] = streams.write({5: [Note("dropped", "", "", b'{"count":1,"gateway":"g"}')]})
+        await written
         output = Memory()
         for fails in (True, False):
             output.fails = fails
