@@ -7,10 +7,10 @@ and arguments on the way. An entry of its own, under the same decision id, costs
 a queue, and written in batches behind its answer.
 
 A batch goes to the next buckets in turn, whatever its sessions: one script call for many, and nobody can push the
-events of a session out of its bucket by what he asks of it. A refusal by the policy that no step tells of (no
-foreign products at all, a session known to be full) is a `refused` event for the room's clients besides, and so goes to
-the session's own. Errors are not: they say nothing of the count, and may be somebody else's doing. Who has not said who they
-are, and what a limit refused, is not in the journal: that would let strangers push its entries out.
+events of a session out of its bucket by what he asks of it. A refusal by the policy that no step tells of (no foreign
+products at all, a session known to be full) is a `refused` event for the room's clients besides, and so goes to the
+session's own. Errors are not: they say nothing of the count, and may be somebody else's doing. Who has not said who
+they are, and what a limit refused, is not in the journal: that would let strangers push its entries out.
 
 The queue has a limit. While Redis is away it fills, and what does not fit is dropped: counted in a metric, said in one
 log line, and said in the journal itself once it can be written again. A write whose answer was lost is repeated, so an
