@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
 import redis
 
+from gateway.tasks import Tasks
 from tests.chaos.link import Link
 from tests.chaos.processes import RedisProcess, free_port
 
@@ -20,6 +22,7 @@ SENTINELS: Final = 3
 SERVICE: Final = "ledger"
 DOWN_AFTER_MS: Final = 700
 SETTLE_SECONDS: Final = 30.0
+KEEP_SECONDS: Final = 0.5
 
 
 class Store(Protocol):
@@ -102,6 +105,7 @@ class Sentinels:
         self._nodes: list[RedisProcess] = []
         self._sentinels: list[RedisProcess] = []
         self._links: list[Link] = []
+        self._tasks = Tasks("store")
         self.links: list[Link] = []
 
     async def begin(self) -> None:
@@ -129,6 +133,7 @@ class Sentinels:
             self._sentinels.append(sentinel)
             await sentinel.begin()
         await self._until_replicated()
+        self._tasks.start(self._keep_two())
 
     def url(self, gateway: int) -> str:
         nodes = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self._sentinels)
@@ -147,6 +152,22 @@ class Sentinels:
             await asyncio.sleep(seconds + 2 * DOWN_AFTER_MS / 1000)
             await master.begin()
 
+    async def _keep_two(self) -> None:
+        """A master that was replaced follows the new one at once, as an operator beside the Sentinels sees to. They
+        tell it after 10 s, and until then nothing would be replicated."""
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            with suppress(redis.RedisError, AssertionError):
+                await asyncio.to_thread(self._follow)
+
+    def _follow(self) -> None:
+        port = self._master_port()
+        current = self._node_of(port)
+        for node in self._nodes:
+            with redis.Redis(port=node.port, socket_timeout=0.3) as client:
+                if node is not current and node.running and not node.paused and client.role()[0] == b"master":
+                    client.execute_command("REPLICAOF", "127.0.0.1", port)
+
     async def heal(self) -> None:
         for node in (*self._nodes, *self._sentinels):
             node.resume()
@@ -159,6 +180,7 @@ class Sentinels:
         return self._node_of(self._master_port()).client
 
     async def close(self) -> None:
+        await self._tasks.cancel()
         for link in self._links:
             await link.close()
         for process in (*self._sentinels, *self._nodes):
