@@ -20,17 +20,21 @@ log = structlog.get_logger(__name__)
 
 
 class Tasks:
-    """A set of running tasks with a name for the log."""
+    """A set of running tasks with a name for the log, all in the loop in which the first was started."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._running: set[asyncio.Task[Any]] = set()
+        # To ask for the running loop costs a system call (Python 3.11), and this is done several times a request.
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return len(self._running)
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        task = self._loop.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task

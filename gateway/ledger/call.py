@@ -37,14 +37,21 @@ class Call:
     )
 
     def __init__(
-        self, script: Script | None, arguments: tuple[Any, ...], key: str, made_at: float, *, replicated: bool = False
+        self,
+        loop: asyncio.AbstractEventLoop,
+        script: Script | None,
+        arguments: tuple[Any, ...],
+        key: str,
+        made_at: float,
+        *,
+        replicated: bool = False,
     ) -> None:
         self.script, self.arguments, self.key, self.made_at = script, arguments, key, made_at
         self.replicated = replicated
         self.whole = self.asking = False
         self.sends = 0
         self.refusal: LedgerUnavailable | None = None
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Any] = loop.create_future()
 
     def pack(self) -> bytes:
         if self.script is None:

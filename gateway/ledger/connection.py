@@ -58,6 +58,7 @@ class Connection:
         self._suspect: str | None = None
         self._closed = False
         self._tasks = Tasks("redis")
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def available(self) -> bool:
@@ -71,21 +72,27 @@ class Connection:
         """Whether the keys of one call must lie in one hash slot."""
         return self._servers.cluster
 
+    def _in_loop(self) -> asyncio.AbstractEventLoop:
+        """Asked for once: it costs a system call (Python 3.11)."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
     def call(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> asyncio.Future[Any]:
         """Run a script; the future's failures are `LedgerUnavailable`, or `LostAnswer` where it may have run."""
-        return self._submit(Call(script, (len(keys), *keys, *arguments), keys[0], self._clock()))
+        return self._submit(Call(self._in_loop(), script, (len(keys), *keys, *arguments), keys[0], self._clock()))
 
     def call_replicated(
         self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
     ) -> asyncio.Future[tuple[Any, bool]]:
         """As `call`; besides the answer, whether enough replicas have confirmed what was written. After a lost answer
         that can't be learnt: to WAIT on another connection, what this one wrote is unknown (since Redis 7.2)."""
-        call = Call(script, (len(keys), *keys, *arguments), keys[0], self._clock(), replicated=True)
+        call = Call(self._in_loop(), script, (len(keys), *keys, *arguments), keys[0], self._clock(), replicated=True)
         return self._submit(call)
 
     def command(self, *command: str | int) -> asyncio.Future[Any]:
         """A plain command with its key in second place (XRANGE, HGET …); the reply as it comes, in bytes."""
-        return self._submit(Call(None, command, str(command[1]), self._clock()))
+        return self._submit(Call(self._in_loop(), None, command, str(command[1]), self._clock()))
 
     def _submit(self, call: Call) -> asyncio.Future[Any]:
         if self._closed:
@@ -239,7 +246,8 @@ class Connection:
         """INFO, and the setting `save`, as far as the user may have them."""
         lane = self._lane(server)
         calls = [
-            Call(None, command, "", self._clock()) for command in (("PING",), ("INFO",), ("CONFIG", "GET", "save"))
+            Call(self._in_loop(), None, command, "", self._clock())
+            for command in (("PING",), ("INFO",), ("CONFIG", "GET", "save"))
         ]
         for call in calls:
             lane.submit(call)

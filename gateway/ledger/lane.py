@@ -309,7 +309,7 @@ class Lane:
             self._on_failure()
             await asyncio.sleep(PROBE_SECONDS)
             self._doubted = True
-            call = Call(None, ("WAIT", self._needed, 1), "", self._clock())
+            call = Call(asyncio.get_running_loop(), None, ("WAIT", self._needed, 1), "", self._clock())
             self.submit(call)
             with suppress(LedgerUnavailable):
                 if await call.future >= self._needed:

@@ -22,7 +22,6 @@ HARMLESS = {
     "proxy/fast.py": "the answer's Date",
     "reconciler/recall.py": "how old a journal's entry may be: days, give or take an hour",
     "serve.py": "which policy version is in force: the cap comes with each call, and the ledger keeps no verdict",
-    "telemetry.py": "the time in a log line",
 }
 """Where a wall clock is read, and why it may be an hour off. All else is measured on this machine's monotonic clock,
 and what gateways share (holds, leases, when a slot was taken, event ids) is Redis' own time."""
