@@ -4,19 +4,32 @@ Without a token the port is bound to loopback or asks for client certificates (`
 gets in may ask anything. With one, everything needs it as a bearer token (RFC 6750), except that `/healthz` and
 `/readyz` say in one word how the gateway is: the probes of an orchestrator have no credentials. What a check found,
 which may name hosts, is for who has the token.
+
+Whoever connects, however slowly, holds no more than `MAX_CONNECTIONS`, and none that is idle for longer than the header
+of a request may take. One that comes beyond that is closed at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import cast
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from gateway import config, tls
-from gateway.site import Site
+from gateway.site import Site, end_when_stalled
+
+log = structlog.get_logger(__name__)
+
+MAX_CONNECTIONS = 100
+"""More than probes, scrapers and operators have open together."""
+_SAY_AGAIN_SECONDS = 60.0
+_LINGERING_SECONDS = 2.0
 
 _OPEN = frozenset(("/healthz", "/readyz"))
 _UNAUTHORIZED = "This needs the token of listen.admin_token, sent as `Authorization: Bearer TOKEN`."
@@ -48,9 +61,29 @@ class AdminPort:
     def __init__(self) -> None:
         self.guard = Guard()
         self._tls: tls.ServerTls | None = None
+        self._say_again_at = 0.0
 
-    async def open(self, runner: web.BaseRunner, listen: config.Listen) -> None:
+    async def open(self, app: web.Application, listen: config.Listen, shutdown_seconds: float) -> web.AppRunner:
         """Raises OSError where the address can't be had, and `tls.Unusable`."""
+        # aiohttp's limit between two requests counts from the connection's begin, until a header has come as a whole.
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=shutdown_seconds,
+            keepalive_timeout=listen.header_timeout_seconds,
+            lingering_time=_LINGERING_SECONDS,
+        )
+        await runner.setup()
+        try:
+            await self._listen(runner, listen)
+        except BaseException:
+            await runner.cleanup()
+            raise
+        return runner
+
+    async def _listen(self, runner: web.AppRunner, listen: config.Listen) -> None:
+        server = runner.server
+        assert server is not None
         self.guard.token = listen.admin_token
         self._tls = tls.server(listen.admin_tls)
         site = Site(
@@ -59,8 +92,16 @@ class AdminPort:
             listen.admin_port,
             tls=self._tls,
             handshake_seconds=listen.header_timeout_seconds,
+            factory=lambda: _Doorway(server, listen.stall_seconds, self._turned_away),
         )
         await site.start()
+
+    def _turned_away(self) -> None:
+        """Said once in a while: who connects must not fill the log."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._say_again_at:
+            self._say_again_at = now + _SAY_AGAIN_SECONDS
+            log.warning("admin_connections_full", limit=MAX_CONNECTIONS)
 
     def reload(self, listen: config.Listen) -> None:
         """Another token and other files from now on. What may have made the token needless (another address, client
@@ -69,6 +110,26 @@ class AdminPort:
             self._tls.reload(listen.admin_tls)
         if listen.admin_token:
             self.guard.token = listen.admin_token
+
+
+class _Doorway(asyncio.Protocol):
+    """Where a connection begins: aiohttp gets it if there is room, and nothing of it if not."""
+
+    def __init__(self, server: web.Server, stall_seconds: float, turned_away: Callable[[], None]) -> None:
+        self._server = server
+        self._stall_seconds = stall_seconds
+        self._turned_away = turned_away
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        through = cast(asyncio.Transport, transport)
+        if len(self._server.connections) >= MAX_CONNECTIONS:
+            through.abort()
+            self._turned_away()
+            return
+        end_when_stalled(through, self._stall_seconds)
+        protocol = self._server()
+        through.set_protocol(protocol)
+        protocol.connection_made(through)
 
 
 def application(guard: Guard, healthz: Handler, readyz: Handler, metrics: Handler) -> web.Application:

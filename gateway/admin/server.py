@@ -90,15 +90,13 @@ async def start(
     async def metrics(request: web.Request) -> web.Response:
         return answer(200, *telemetry.exposition(request.headers.get("Accept", "")))
 
-    runner = web.AppRunner(
-        application(guard, healthz, readyz, metrics), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
-    )
+    app = application(guard, healthz, readyz, metrics)
+    if socket is None:
+        return Running(await port.open(app, listen, _SHUTDOWN_SECONDS), tasks, port)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
     await runner.setup()
     try:
-        if socket is not None:
-            await web.UnixSite(runner, str(socket)).start()
-        else:
-            await port.open(runner, listen)
+        await web.UnixSite(runner, str(socket)).start()
     except BaseException:
         await runner.cleanup()
         raise

@@ -54,9 +54,7 @@ class Together:
     async def start(self, listen: config.Listen) -> None:
         """Raises OSError where the address can't be had."""
         app = application(self._admin.guard, self._healthz, self._readyz, self._metrics)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
-        await self._runner.setup()
-        await self._admin.open(self._runner, listen)
+        self._runner = await self._admin.open(app, listen, _SHUTDOWN_SECONDS)
         self.port = int(self._runner.addresses[0][1])
 
     async def close(self) -> None:

@@ -33,8 +33,8 @@ from gateway.errors import (
 from gateway.proxy.answer import Whole
 from gateway.proxy.fast import FastLane, PlainIncoming
 from gateway.proxy.incoming import UNKNOWN_PEER, ChunksRefused, address_of
-from gateway.proxy.watch import end_when_stalled
 from gateway.reading.framing import Framing
+from gateway.site import end_when_stalled
 from gateway.tasks import Tasks
 
 MAX_HELD_BYTES = 65_536

@@ -146,14 +146,6 @@ _INTERVAL_SECONDS = 15
 _PROBES = 4
 
 
-def end_when_stalled(transport: asyncio.BaseTransport, seconds: float) -> None:
-    """Have the kernel end a connection whose peer takes nothing of what waits for it, for so long. A client that does
-    not read would hold its place for ever, also on a connection that ends behind its answer. Only Linux can."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
-
-
 def probe(transport: asyncio.BaseTransport) -> None:
     """Let the kernel find out within two minutes that a silent peer is dead, where no other limit holds."""
     sock = transport.get_extra_info("socket")
