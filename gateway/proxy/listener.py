@@ -8,6 +8,7 @@ aiohttp parses; what it refuses is answered here, in the gateway's words, and th
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -38,6 +39,8 @@ from gateway.site import end_when_stalled
 from gateway.tasks import Tasks
 
 MAX_HELD_BYTES = 65_536
+BEGUN_A_TURN = 32
+"""Plain requests: some two milliseconds of work, and enough of them for one write to Redis."""
 MAX_QUIET_SECONDS = 1.0
 QUIET_SHARE = 0.1
 _VERSIONS = (HttpVersion11, HttpVersion10)
@@ -105,7 +108,7 @@ class Connection(RequestHandler):
             if plain is not None:
                 self._stop_timer()
                 self._busy = True
-                self._listener.plain_requests.start(self._serve(plain))
+                self._listener.begin(self, plain)
                 return
         framing.feed(data)
         if framing.broken and not framing.lost:
@@ -225,7 +228,7 @@ class Connection(RequestHandler):
         if len(self._held) > MAX_HELD_BYTES and self.transport is not None:
             self.transport.pause_reading()
 
-    async def _serve(self, plain: PlainIncoming) -> None:
+    async def serve(self, plain: PlainIncoming) -> None:
         """Answer one plain request; then what was held, by whichever way it takes."""
         try:
             answer, closes = await self._listener.fast.answer(plain, closing=self._listener.closing())
@@ -331,8 +334,37 @@ class Listener(web.Server):
         self.refused = refused
         self.closing = closing
         self.plain_requests = Tasks("plain_requests")
+        self._begun = 0
+        self._waiting: deque[tuple[Connection, PlainIncoming]] = deque()
         self.drain_by = 0.0
         self._none_open = asyncio.Event()
+
+    def begin(self, connection: Connection, plain: PlainIncoming) -> None:
+        """Serve the request: in this turn of the loop if there is room, otherwise in one of the next, in order.
+
+        What has begun waits for Redis and the upstream several times, each time to the end of a turn. A turn that
+        began all that a crowd sends would be long, and an attach would wait for many such turns; so it begins few.
+        """
+        if self._begun >= BEGUN_A_TURN:
+            self._waiting.append((connection, plain))
+            return
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self._begun += 1
+        self.plain_requests.start(connection.serve(plain))
+
+    def _turn(self) -> None:
+        self._begun = 0
+        waiting = self._waiting
+        while waiting and self._begun < BEGUN_A_TURN:
+            connection, plain = waiting.popleft()
+            if connection.transport is not None:  # Who has left meanwhile asks nothing any more.
+                self.begin(connection, plain)
+
+    def _begin_all(self) -> None:
+        while self._waiting:
+            connection, plain = self._waiting.popleft()
+            self.plain_requests.start(connection.serve(plain))
 
     async def drain(self, seconds: float) -> None:
         """Wait for plain requests; those of aiohttp's way have until the same moment, once the runner ends them.
@@ -345,6 +377,7 @@ class Listener(web.Server):
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(MAX_QUIET_SECONDS, seconds * QUIET_SHARE)):
                     await self._none_open.wait()
+        self._begin_all()
         seconds = self.drain_by - asyncio.get_running_loop().time()
         if await self.plain_requests.drain(seconds):
             await self.plain_requests.cancel()
