@@ -64,7 +64,7 @@ class Connection(RequestHandler):
 
     __slots__ = (
         *("_answered", "_body", "_busy", "_counted", "_framing", "_given", "_header_timer", "_held", "_listener"),
-        *("_peer_ip", "_scheme"),
+        *("_garbled", "_peer_ip", "_scheme"),
     )
 
     def __init__(self, manager: Listener, **options: Any) -> None:
@@ -75,7 +75,7 @@ class Connection(RequestHandler):
         self._framing = Framing()
         self._body: StreamReader | None = None
         self._counted = False
-        self._busy = False
+        self._busy = self._garbled = False
         self._held = b""
         self._peer_ip = UNKNOWN_PEER
         self._scheme = "http"
@@ -99,6 +99,8 @@ class Connection(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._garbled:
+            return
         if self._busy:
             self._hold(data)
             return
@@ -117,6 +119,7 @@ class Connection(RequestHandler):
         before = len(self._messages)
         super().data_received(data)
         if len(self._messages) > before and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._give_up()
             self._fail_bodies()
         self._end_where_unclear(before)
         self._given += len(self._messages) - before
@@ -133,6 +136,14 @@ class Connection(RequestHandler):
             self._body.set_exception(ChunksRefused())
         self._framing.lose()
         self._close = True
+
+    def _give_up(self) -> None:
+        """What came is no HTTP: nothing of it is kept until it is answered, neither what comes behind it (aiohttp would
+        go on to read, and keep an error for each piece) nor what the error's traceback holds."""
+        self._garbled = True
+        error = self._messages[-1][0]
+        if not isinstance(error, RawRequestMessage):
+            error.exc.__traceback__ = None
 
     def _fail_bodies(self) -> None:
         """What came is no HTTP: whoever still waits for the rest of a body is told, which aiohttp does not do."""
