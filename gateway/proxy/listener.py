@@ -39,8 +39,8 @@ from gateway.site import end_when_stalled
 from gateway.tasks import Tasks
 
 MAX_HELD_BYTES = 65_536
-BEGUN_A_TURN = 32
-"""Plain requests: some two milliseconds of work, and enough of them for one write to Redis."""
+BEGUN_A_TURN = 128
+"""Plain requests: some ten milliseconds of work. Fewer would make more and smaller writes to Redis of one."""
 MAX_QUIET_SECONDS = 1.0
 QUIET_SHARE = 0.1
 _VERSIONS = (HttpVersion11, HttpVersion10)

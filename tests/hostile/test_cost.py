@@ -2,7 +2,8 @@
 the others are served.
 
 The floods go to a gateway process with short time limits, which is measured from outside: its memory in /proc, and its
-answers to somebody else while a flood lasts. What one body costs to read is in `tests/reading/test_body_cost.py`.
+answers to somebody else while a flood lasts. Crowds are in `test_crowds.py`; what
+one body costs to read is in `tests/reading/test_body_cost.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gateway.directory import MAX_CONCURRENT
 from gateway.ledger import embedded
 from gateway.ledger.steps import Ledger
 
-from .conftest import SHOP, Site, sections, start_gateway, stop_gateway, view_of
+from .conftest import SHOP, Site, sections, start_gateway, stop_gateway
 from .lenient import Lenient
 from .raw import Reply, Wire
 
@@ -315,35 +316,3 @@ async def eventually(ask: Callable[[], Awaitable[Reply | None]]) -> Reply:
             return reply
         await asyncio.sleep(0.02)
     raise AssertionError("the place did not come free")
-
-
-async def test_a_hammered_session_leaves_the_quiet_ones_their_answers(site: Site) -> None:
-    """Many connections on one full session, and one client in each of eight others."""
-    hot = await full_session(site)
-    quiet = [await full_session(site) for _ in range(8)]
-    stop = asyncio.Event()
-    answered = 0
-
-    async def hammer() -> None:
-        nonlocal answered
-        wire = await Wire.open(site.gateway.port)
-        while not stop.is_set():
-            await wire.send(one_too_many(hot))
-            reply = await wire.reply()
-            assert reply is not None
-            assert reply.status == 403
-            answered += 1
-        wire.close()
-
-    hammers = asyncio.gather(*(hammer() for _ in range(30)))
-    took = []
-    for session_id in quiet:
-        began = time.monotonic()
-        assert (await site.ask(view_of(session_id, SHOP), "GET")).status == 200
-        await others_are_served(site, session_id)
-        took.append(time.monotonic() - began)
-    stop.set()
-    await hammers
-    assert max(took) < PROMPT_SECONDS
-    assert answered > 50
-    assert site.applied(hot) == {"ally-1", "ally-2", "ally-3"}

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from gateway.ledger.steps import Ledger
 from .conftest import SHOP, Site, sections, start_gateway, stop_gateway
 from .crowd import Told, ask_all
 from .lenient import Lenient
+from .raw import Wire
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -40,9 +42,10 @@ HAMMERS = 1000 if LONG else 100
 QUIET = 1000 if LONG else 100
 QUIET_AT_ONCE = 100 if LONG else 20
 """So many of the quiet sessions ask at one moment; each asks several times."""
-SLOWER = 40.0
+SLOWER = 40.0 if LONG else 100.0
 """How many times longer a quiet request may take beside a crowd that keeps the gateway busy all the time. With a
-thousand of them it is some 15 times; where each turn of the loop serves the whole crowd, 70 to 100."""
+thousand of them it is some 15 times; where each turn of the loop serves the whole crowd, 70 to 100. The slice has too
+few requests for more than to find what stands still."""
 MORE_MIB = 100
 ROOT = Path(__file__).parents[2]
 
@@ -154,3 +157,103 @@ async def test_a_hammered_session_leaves_the_quiet_ones_their_latency(site: Site
     assert hammers.statuses[403] > HAMMERS
     assert site.applied(hot) == {"ally-1", "ally-2", "ally-3"}
     assert slower < SLOWER
+
+
+# Floods
+
+
+AT_ONCE = 500
+LIMIT_BYTES = 16_384
+
+
+def header_of(size: int) -> bytes:
+    """A request whose header fields have so many bytes, in fields of a kilobyte."""
+    fields = b"".join(b"X-Fill-%d: %b\r\n" % (number, b"x" * 1000) for number in range(size // 1014))
+    return b"GET /products/ally-1 HTTP/1.1\r\nHost: gateway\r\n" + fields + b"\r\n"
+
+
+@long_only
+async def test_huge_headers_are_refused_and_not_kept(site: Site) -> None:
+    """Five hundred at once, below the limit, over it, in one line, and without an end."""
+    below, over = header_of(LIMIT_BYTES - 1500), header_of(LIMIT_BYTES + 2000)
+    one_line = b"GET / HTTP/1.1\r\nHost: gateway\r\nX-Fill: %b\r\n\r\n" % (b"x" * (LIMIT_BYTES + 1))
+    endless = b"GET / HTTP/1.1\r\nHost: gateway\r\nX-Fill: " + b"x" * 1_000_000
+    async with measured(site, f"{AT_ONCE} huge headers at once, four kinds"):
+        for request, status in ((below, 200), (over, 431), (one_line, 431), (endless, 431)):
+            told = await ask_all(site.gateway.port, [[request]] * AT_ONCE)
+            assert told.statuses.keys() <= {status}
+            assert told.statuses[status] + told.unanswered == AT_ONCE
+            if request is not endless:  # Whose sender may be cut off before it reads.
+                assert told.unanswered == 0
+
+
+@long_only
+async def test_one_address_can_hold_its_connections_and_no_more(site: Site) -> None:
+    """Three thousand that send nothing: those beyond the limit are closed at once, and the others are served."""
+    session_id = (await full_sessions(site, 1))[0]
+    wires = []
+    async with measured(site, "3000 idle connections of one address, 2500 allowed"):
+        for _ in range(30):
+            wires += await asyncio.gather(*(Wire.open(site.gateway.port, "127.0.0.3") for _ in range(100)))
+        reply = await site.attach(session_id, SHOP, ["ally-1"])
+        assert reply.status == 200
+        for wire in wires[2500:]:
+            assert await wire.ends()
+        assert not any(wire.reader.at_eof() for wire in wires[:2500])
+    for wire in wires:
+        wire.close()
+
+
+def costly_bodies(size: int) -> dict[str, bytes]:
+    """What is dear to read somewhere: keys that collide in a weak hash, keys upon keys, and brackets to the limit."""
+    pairs = [a + b for a in ("Aa", "BB") for b in ("Aa", "BB")]
+    colliding = ["".join(chosen) for chosen in product(pairs, repeat=6)]
+    members = ",".join(f'"{key}":0' for key in colliding)[: size - 40]
+    return {
+        "colliding": ('{"product_id":"ally-9",' + members[: members.rindex(",")] + "}").encode(),
+        "numbers": (
+            "{" + ",".join(f'"{number * (2**61 - 1)}":{number}' for number in range(size // 40)) + "}"
+        ).encode(),
+        "same key": ("{" + ",".join(['"product_id":"a"'] * (size // 17 - 1)) + "}").encode(),
+        "arrays": b'{"product_ids":' + b"[" * (size // 2 - 10) + b"]" * (size // 2 - 10) + b"}",
+        "unclosed": b"[" * size,
+        "objects": b'{"a":' * (size // 6) + b"1" + b"}" * (size // 6),
+        "number": b'{"product_id":' + b"9" * (size - 20) + b"}",
+        "escapes": b'{"product_id":"' + b"\\u0041" * (size // 6 - 5) + b'"}',
+    }
+
+
+@long_only
+async def test_bodies_that_are_dear_to_read_are_refused_for_little(site: Site) -> None:
+    """At the limit of a body, from two hundred connections. As many bytes that are no JSON at all are the measure."""
+    session_id = (await full_sessions(site, 1))[0]
+    size = 65_536
+
+    async def took(body: bytes) -> float:
+        assert size // 2 < len(body) <= size
+        told = await ask_all(site.gateway.port, [[attach(session_id, body)] * 5] * 200)
+        assert (told.statuses, told.unanswered) == ({400: 1000}, 0)
+        return sum(told.took_seconds)
+
+    plain = await took(b"x" * size)
+    async with measured(site, "1000 dear bodies of each kind"):
+        for kind, body in costly_bodies(size).items():
+            times = await took(body) / plain
+            print(f"\n{kind}: {times:.1f} times as long as no JSON", end="")
+            assert times < 20
+
+
+@long_only
+async def test_a_hundred_thousand_unknown_ids_do_not_fill_the_memory(site: Site) -> None:
+    """Sessions that nobody knows, and products that nobody knows in a session that is there; each is asked once."""
+    session_id = (await full_sessions(site, 1))[0]
+    unknown = [
+        attach(session_id, one(f"nobody-{number}")) if number % 2 else attach(f"nobody-{number}", ONE_TOO_MANY)
+        for number in range(100_000)
+    ]
+    async with measured(site, f"{len(unknown)} unknown ids"):
+        told = await ask_all(site.gateway.port, shared(50, unknown))
+    print(f"{dict(told.statuses)}, {told.unanswered} unanswered")
+    assert told.statuses.keys() <= {403, 404, 503}
+    assert told.unanswered == 0
+    assert (await site.attach(session_id, SHOP, ["ally-1"])).status == 200
