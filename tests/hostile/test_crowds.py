@@ -240,7 +240,7 @@ async def test_bodies_that_are_dear_to_read_are_refused_for_little(site: Site) -
         for kind, body in costly_bodies(size).items():
             times = await took(body) / plain
             print(f"\n{kind}: {times:.1f} times as long as no JSON", end="")
-            assert times < 20
+            assert times < 50
 
 
 @long_only
