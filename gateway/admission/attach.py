@@ -162,7 +162,6 @@ async def _unrecorded(gate: Gate, incoming: Incoming, decision: Decision, accoun
     """No cap holds, and the ledger is away or can't be given the session: the upstream's list is taken over later, and
     once more when the upstream can no longer apply what it did not answer."""
     assert decision.session_id is not None
-    decision.send_by = inf
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)
     finally:

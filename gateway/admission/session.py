@@ -264,9 +264,7 @@ async def _forward_and_settle(
     answer: UpstreamAnswer | None = None
     failed: GatewayError | None = None
     settled: asyncio.Task[Answer | None] | None = None
-    if not recorded:
-        decision.send_by = inf
-    elif steps:
+    if steps and recorded:
         gate.settlements.begin(session_id, decision.id, steps)
     try:
         answer = await forward(gate, incoming, decision, account.account_id, body)

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from gateway.ledger.connection import Connection
 from gateway.ledger.scripts import Script
-from gateway.ledger.steps import BUCKETS, bucket_of
+from gateway.ledger.steps import BUCKETS, session_key
 
 PIECE_KEYS = 250
 LEASE_SECONDS = 60.0
@@ -42,7 +42,7 @@ class Sessions:
             return None
         named = [self._session_of(name.decode()) for name in dict.fromkeys(reply[1:])]
         found = [session_id for session_id in named if session_id is not None]
-        keys = (self._key(session_id) for session_id in found)
+        keys = (session_key(self._prefix, session_id) for session_id in found)
         states = await asyncio.gather(*(self._connection.command("HGET", name, "s") for name in keys))
         return [session_id for session_id, state in zip(found, states, strict=True) if state not in (None, b"e")]
 
@@ -54,10 +54,7 @@ class Sessions:
         arguments = (self._name, round(LEASE_SECONDS * 1000), f"{self._prefix}:{{*}}:s:*", count)
         return self._connection.call(_SWEEP, (key,), arguments)
 
-    def _key(self, session_id: str) -> str:
-        return f"{self._prefix}:{{{bucket_of(session_id)}}}:s:{session_id}"
-
     def _session_of(self, key: str) -> str | None:
         """None for a key of somebody else's that only looks like a session's."""
         session_id = key.partition(":s:")[2]
-        return session_id if session_id and self._key(session_id) == key else None
+        return session_id if session_id and session_key(self._prefix, session_id) == key else None

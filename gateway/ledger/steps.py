@@ -110,6 +110,14 @@ def bucket_of(session_id: str) -> int:
     return crc32(session_id.encode()) % BUCKETS
 
 
+def session_key(prefix: str, session_id: str) -> str:
+    return f"{prefix}:{{{bucket_of(session_id)}}}:s:{session_id}"
+
+
+def stream_key(prefix: str, bucket: int) -> str:
+    return f"{prefix}:{{{bucket}}}:e"
+
+
 def decode_snapshot(items: Sequence[bytes]) -> Snapshot | None:
     """The fields and values of a session's hash, in turn; None where there are none."""
     fields = {key.decode(): value for key, value in zip(items[::2], items[1::2], strict=True)}
@@ -158,7 +166,7 @@ class Ledger:
         return self._connection.available
 
     def stream_key(self, bucket: int) -> str:
-        return f"{self._prefix}:{{{bucket}}}:e"
+        return stream_key(self._prefix, bucket)
 
     def pending_key(self, bucket: int) -> str:
         return f"{self._prefix}:{{{bucket}}}:p"

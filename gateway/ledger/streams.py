@@ -16,6 +16,7 @@ from msgspec import Struct
 from gateway.config import Ledger as LedgerConfig
 from gateway.ledger.connection import Connection
 from gateway.ledger.scripts import Script
+from gateway.ledger.steps import stream_key
 
 _NOTE, _EXPORT = Script("note", shared=False), Script("export", shared=False)
 
@@ -73,7 +74,7 @@ class Streams:
         return self._connection.available
 
     def _key(self, bucket: int) -> str:
-        return f"{self._prefix}:{{{bucket}}}:e"
+        return stream_key(self._prefix, bucket)
 
     def write(self, notes: Mapping[int, Sequence[Note]]) -> list[tuple[Sequence[int], asyncio.Future[Any]]]:
         """Append to buckets' streams. Each step, and the buckets that it writes to: one for all, or, in a Cluster, one

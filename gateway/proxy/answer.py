@@ -62,7 +62,7 @@ class _Framing(Enum):
     close = 3
 
 
-class Whole(web.Response):
+class Stream(web.StreamResponse):
     """An answer with the fields that it was given and those of HTTP itself: aiohttp would name itself and its version
     (Server), and guess a Content-Type."""
 
@@ -73,14 +73,8 @@ class Whole(web.Response):
             self.headers.popall(name, None)
 
 
-class Stream(web.StreamResponse):
-    """The same, written piece by piece."""
-
-    async def _prepare_headers(self) -> None:
-        absent = [name for name in _ADDED if name not in self.headers]
-        await super()._prepare_headers()
-        for name in absent:
-            self.headers.popall(name, None)
+class Whole(Stream, web.Response):
+    """The same, with its body at hand."""
 
 
 class Answer(web.StreamResponse):
