@@ -34,7 +34,6 @@ class Mutant(Struct, frozen=True):
     mix: Mapping[str, float] = {}
     modes: tuple[str, ...] = ()
     operations: tuple[str, ...] = ("attach",)
-    past: float = 0.0
 
 
 LATE = ("drop_then_apply_late",)
@@ -201,5 +200,5 @@ def shape(mutant: Mutant) -> Shape:
         mix=mutant.mix or {"platform fault": 1.0},
         modes=mutant.modes,
         operations=mutant.operations,
-        past=mutant.past,
+        past=0.0,
     )

@@ -9,14 +9,11 @@ import asyncio
 import ctypes
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,13 +23,13 @@ import redis
 from gateway.ledger import embedded
 from gateway.load.world import World
 from tests.chaos.plan import LATE_APPLY_SECONDS
+from tests.ports import free_port
 
 READY_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.02
 STOP_SECONDS: Final = 20.0
 RESPONSE_SECONDS: Final = 0.8
 HOLD_SECONDS: Final = 2.5
-PORTS: Final = (12_000, 32_000)
 SKEWED: Final = Path(__file__).with_name("skewed.py")
 
 GATEWAY: Final = """
@@ -62,23 +59,6 @@ negative_ttl_seconds = 0.1
 stale_if_error_seconds = 5
 {limits}
 """
-
-_chance = random.SystemRandom()
-_taken: set[int] = set()
-
-
-def free_port() -> int:
-    """A port that stays free while its process is away: below those that outgoing connections get (32768 and above on
-    Linux), and never handed out twice."""
-    while True:
-        port = _chance.randrange(*PORTS)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                if port not in _taken:
-                    _taken.add(port)
-                    return port
 
 
 def _die_with_parent() -> None:

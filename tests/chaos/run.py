@@ -24,8 +24,9 @@ from tests.chaos.drive import Drive, Record
 from tests.chaos.inject import Injector
 from tests.chaos.link import Link
 from tests.chaos.plan import CAP, Plan, Shape
-from tests.chaos.processes import GatewayProcess, PlatformProcess, free_port
+from tests.chaos.processes import GatewayProcess, PlatformProcess
 from tests.chaos.store import Sentinels, Standalone, Store
+from tests.ports import free_port
 
 READ_SECONDS: Final = 1.0
 PROBE_SECONDS: Final = 0.1

@@ -16,7 +16,8 @@ import redis
 
 from gateway.tasks import Tasks
 from tests.chaos.link import Link
-from tests.chaos.processes import RedisProcess, free_port
+from tests.chaos.processes import RedisProcess
+from tests.ports import free_port
 
 SENTINELS: Final = 3
 SERVICE: Final = "ledger"

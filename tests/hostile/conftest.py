@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -264,14 +265,23 @@ async def strict(
     await running.close()
 
 
+@asynccontextmanager
+async def before_lenient(
+    redis: embedded.EmbeddedRedis, ledger: Ledger, folder: Path, **more: Mapping[str, object]
+) -> AsyncIterator[Site]:
+    """A gateway before a lenient upstream of its own. `more`: as for `sections`."""
+    upstream = Lenient()
+    await upstream.start()
+    gateway = await start_gateway(folder, sections(upstream.url, redis.tcp_url, **more))
+    yield Site(gateway, upstream, ledger)
+    await stop_gateway(gateway)
+    await upstream.close()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lenient(
     redis: embedded.EmbeddedRedis, ledger: Ledger, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Site]:
     """A lenient upstream, and a gateway before it. Its reading may be changed between requests."""
-    upstream = Lenient()
-    await upstream.start()
-    gateway = await start_gateway(tmp_path_factory.mktemp("lenient"), sections(upstream.url, redis.tcp_url))
-    yield Site(gateway, upstream, ledger)
-    await stop_gateway(gateway)
-    await upstream.close()
+    async with before_lenient(redis, ledger, tmp_path_factory.mktemp("lenient")) as site:
+        yield site

@@ -23,7 +23,7 @@ from gateway.directory import MAX_CONCURRENT
 from gateway.ledger import embedded
 from gateway.ledger.steps import Ledger
 
-from .conftest import SHOP, Site, sections, start_gateway, stop_gateway
+from .conftest import SHOP, Site, before_lenient
 from .lenient import Lenient
 from .raw import Reply, Wire
 
@@ -48,14 +48,9 @@ async def site(
     redis: embedded.EmbeddedRedis, ledger: Ledger, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Site]:
     """A gateway with short time limits; its upstream counts how many look-ups run at once."""
-    upstream = Lenient()
-    await upstream.start()
-    config = sections(upstream.url, redis.tcp_url, listen={"stall_seconds": STALL_SECONDS})
-    gateway = await start_gateway(tmp_path_factory.mktemp("cost"), config)
-    site = Site(gateway, upstream, ledger)
-    yield site
-    await stop_gateway(gateway)
-    await upstream.close()
+    listen = {"stall_seconds": STALL_SECONDS}
+    async with before_lenient(redis, ledger, tmp_path_factory.mktemp("cost"), listen=listen) as site:
+        yield site
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -216,8 +211,6 @@ async def limited(
     redis: embedded.EmbeddedRedis, ledger: Ledger, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Site]:
     """A gateway behind one proxy, with a limit for each account, each client and each peer's connections."""
-    upstream = Lenient()
-    await upstream.start()
     limits = {
         "account_requests_per_second": 0.5,
         "account_burst": 10,
@@ -225,12 +218,9 @@ async def limited(
         "peer_burst": 20,
         "peer_connections": 8,
     }
-    config = sections(upstream.url, redis.tcp_url, listen={"forwarded_hops": 1}, limits=limits)
-    gateway = await start_gateway(tmp_path_factory.mktemp("limited"), config)
-    site = Site(gateway, upstream, ledger)
-    yield site
-    await stop_gateway(gateway)
-    await upstream.close()
+    folder = tmp_path_factory.mktemp("limited")
+    async with before_lenient(redis, ledger, folder, listen={"forwarded_hops": 1}, limits=limits) as site:
+        yield site
 
 
 async def many(site: Site, request: bytes, count: int) -> list[Reply]:

@@ -25,9 +25,8 @@ import pytest_asyncio
 from gateway.ledger import embedded
 from gateway.ledger.steps import Ledger
 
-from .conftest import SHOP, Site, sections, start_gateway, stop_gateway
+from .conftest import SHOP, Site, before_lenient
 from .crowd import Told, ask_all
-from .lenient import Lenient
 from .raw import Wire
 
 pytestmark = [
@@ -55,15 +54,10 @@ async def site(
     redis: embedded.EmbeddedRedis, ledger: Ledger, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Site]:
     """A gateway with time limits as shipped, that lets one address have no more than so many connections."""
-    upstream = Lenient()
-    await upstream.start()
     listen = {"header_timeout_seconds": 15.0, "body_timeout_seconds": 15.0}
     limits = {"peer_connections": 2500}
-    config = sections(upstream.url, redis.tcp_url, listen=listen, limits=limits)
-    gateway = await start_gateway(tmp_path_factory.mktemp("crowds"), config)
-    yield Site(gateway, upstream, ledger)
-    await stop_gateway(gateway)
-    await upstream.close()
+    async with before_lenient(redis, ledger, tmp_path_factory.mktemp("crowds"), listen=listen, limits=limits) as site:
+        yield site
 
 
 def attach(session_id: str, body: bytes, fields: bytes = b"") -> bytes:

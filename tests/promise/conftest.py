@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import aiohttp
 import pytest
 
 from gateway.ledger import embedded
+from tests.ports import free_port
 
 CONFIG = """
 [listen]
@@ -36,13 +36,6 @@ timeout_seconds = 2
 [directory]
 ttl_seconds = 0.5
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

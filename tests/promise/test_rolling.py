@@ -20,8 +20,9 @@ import redis.asyncio as redis
 
 from gateway.ledger import embedded
 from tests.admission.world import until
+from tests.ports import free_port
 from tests.promise.balancer import Balancer
-from tests.promise.conftest import CONFIG, free_port, start, until_answers
+from tests.promise.conftest import CONFIG, start, until_answers
 
 LONG = bool(os.environ.get("ATTACHGATE_LONG"))
 SESSIONS, ROUNDS = (2000, 10) if LONG else (200, 1)

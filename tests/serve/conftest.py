@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
@@ -18,15 +17,9 @@ import pytest
 
 from tests.admission.conftest import bare, redis_server
 from tests.admission.world import World
+from tests.ports import free_port
 
 __all__ = ["bare", "redis_server", "serving"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

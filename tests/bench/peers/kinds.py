@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from tests.bench.mixes import attached
 from tests.bench.processes import LOAD_CORE, PROXY_CORE, Pinned
-from tests.chaos.processes import RedisProcess, free_port, until_listening
+from tests.chaos.processes import RedisProcess, until_listening
+from tests.ports import free_port
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[2]
