@@ -301,6 +301,24 @@ class TestAnswer:
         }
         assert json.loads(body)["status"] == 403
 
+    @given(
+        reason=st.sampled_from(("foreign_cap_reached", "foreign_not_allowed", "replace_after_start")),
+        cap=st.sampled_from((0, 1, 3)),
+        surface=st.sampled_from(Surface),
+        language=st.sampled_from(LANGUAGES),
+        decision_id=st.text(),
+        now=st.sampled_from((EARLY_JULY, EARLY_JULY + 30 * 86_400)),
+        products=st.lists(st.tuples(st.text(), st.booleans(), st.none() | st.just("foreign_cap_reached")), max_size=3),
+        session_id=st.none() | st.text(),
+        state=st.none() | st.sampled_from(SessionState),
+        used=st.none() | st.integers(0, 4),
+        slots=st.sampled_from(((), SLOTS[:1], SLOTS)),
+    )
+    def test_it_is_the_same_from_memory(self, reason: Any, cap: int, **rest: Any) -> None:
+        message = SHOWCASE if cap == 0 else LIVE
+        whole = refuse(verdict=verdict(cap=cap, message=message), reason=reason, **rest)
+        assert refusals.refusal_body(verdict(cap=cap, message=message), reason, **rest) == refusals.encode(whole)
+
     def test_it_says_when_to_come_back(self) -> None:
         error = errors.SessionUnsettled("A replace is in doubt.")
         problem = refusals.refuse_error(error, language="en", decision_id="d")

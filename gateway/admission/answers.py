@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from gateway import refusals
@@ -14,14 +14,10 @@ from gateway.ledger.steps import Slot, Snapshot
 from gateway.refusals import PolicyReason, SlotView
 
 
-def slot_views(slots: Iterable[Slot]) -> tuple[SlotView, ...]:
-    return tuple([_slot_view(slot.product_id, slot.since_ms, slot.attached) for slot in slots])
-
-
-@lru_cache(maxsize=65_536)
-def _slot_view(product_id: str, since_ms: int, attached: bool) -> SlotView:
+@lru_cache(maxsize=16_384)
+def slot_views(slots: tuple[Slot, ...]) -> tuple[SlotView, ...]:
     """A full session is refused over and over with the same slots."""
-    return SlotView(product_id, rfc3339(since_ms), attached)
+    return tuple([SlotView(slot.product_id, rfc3339(slot.since_ms), slot.attached) for slot in slots])
 
 
 def refusal(
@@ -29,7 +25,7 @@ def refusal(
     decision: Decision,
     reason: PolicyReason,
     asked: Sequence[str],
-    foreign: set[str],
+    foreign: Sequence[str],
     snapshot: Snapshot | None = None,
     *,
     told: bool = True,
@@ -38,29 +34,25 @@ def refusal(
     came with a ledger step, which has told the room's clients."""
     assert decision.verdict is not None
     assert decision.surface is not None
-    has_slot = {slot.product_id for slot in snapshot.slots} if snapshot is not None else set()
-    products = []
-    for product_id in asked:
-        allowed = product_id not in foreign or product_id in has_slot
-        products.append((product_id, allowed, None if allowed else reason))
-    problem = refusals.refuse_policy(
-        verdict=decision.verdict,
-        reason=reason,
-        surface=decision.surface,
-        language=decision.language,
-        decision_id=decision.id,
-        now=decision.now,
-        products=products,
-        session_id=decision.session_id,
-        state=snapshot.state if snapshot is not None else None,
-        used=decision.used,
-        slots=slot_views(snapshot.slots) if snapshot is not None else (),
+    slots = snapshot.slots if snapshot is not None else ()
+    has_slot = [slot.product_id for slot in slots]
+    refused = [product_id for product_id in asked if product_id in foreign and product_id not in has_slot]
+    body = refusals.refusal_body(
+        decision.verdict,
+        reason,
+        decision.surface,
+        decision.language,
+        decision.id,
+        decision.now,
+        [(product_id, False, reason) if product_id in refused else (product_id, True, None) for product_id in asked],
+        decision.session_id,
+        snapshot.state if snapshot is not None else None,
+        decision.used,
+        slot_views(slots),
     )
-    gate.telemetry.refused(decision.surface, problem.rule or decision.verdict.rule, reason)
-    refused = [product_id for product_id, allowed, _ in products if not allowed]
+    gate.telemetry.refused(decision.surface, refusals.refused_by(decision.verdict, reason), reason)
     gate.notes.refused(decision, reason, refused, told=told and snapshot is not None)
-    status, headers, body = refusals.answer(problem, decision.language)
-    return Reply(status, encoded(headers) + decision.headers(), body)
+    return Reply(403, encoded(refusals.headers(decision.language)) + decision.headers(), body)
 
 
 def failure(gate: Gate, decision: Decision, error: GatewayError) -> Reply:

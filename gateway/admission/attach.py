@@ -50,14 +50,14 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
 
     if foreign and verdict.cap == 0:
         decision.used = 0
-        return refusal(gate, decision, "foreign_not_allowed", read.product_ids, set(foreign))
+        return refusal(gate, decision, "foreign_not_allowed", read.product_ids, foreign)
     if not foreign or not account.recorded or session_id is None:
         return await _without_slot(gate, incoming, decision, account, read.canonical)
 
     full = gate.full.refuses(session_id, verdict.cap, foreign) if verdict.cap is not None else None
     if full is not None:
         decision.used = full.used
-        return refusal(gate, decision, "foreign_cap_reached", read.product_ids, set(foreign), full, told=False)
+        return refusal(gate, decision, "foreign_cap_reached", read.product_ids, foreign, full, told=False)
     try:
         reserved = await reserve(gate, session_id, account, decision, foreign)
     except DependencyError:
@@ -67,7 +67,7 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     decision.used = reserved.used
     if reserved.said == "full" and reserved.snapshot is not None:
         gate.full.learn(session_id, reserved.snapshot)
-        return refusal(gate, decision, "foreign_cap_reached", read.product_ids, set(foreign), reserved.snapshot)
+        return refusal(gate, decision, "foreign_cap_reached", read.product_ids, foreign, reserved.snapshot)
 
     gate.settlements.begin(session_id, decision.id, [Step("t", product_id) for product_id in foreign])
     answer: UpstreamAnswer | GatewayError | None = None

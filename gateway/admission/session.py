@@ -108,7 +108,7 @@ async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     if foreign and verdict.cap == 0:
         decision.used = 0
         decision.account_id, decision.asked = account.account_id, (new,)
-        return refusal(gate, decision, "foreign_not_allowed", [new], {new})
+        return refusal(gate, decision, "foreign_not_allowed", [new], [new])
 
     seen = (await gate.directory.fresh_session(session_id)).state
     steps = [Step("g", old), Step("t", new)] if foreign else [Step("g", old)]
@@ -127,7 +127,7 @@ async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     if said.said in ("full", "started"):
         decision.account_id, decision.asked = account.account_id, (new,)
         reason = "foreign_cap_reached" if said.said == "full" else "replace_after_start"
-        return refusal(gate, decision, reason, [new], {new}, said.snapshot)  # type: ignore[arg-type]
+        return refusal(gate, decision, reason, [new], [new], said.snapshot)  # type: ignore[arg-type]
     return await _forward_and_settle(
         gate,
         incoming,

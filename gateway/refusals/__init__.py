@@ -16,8 +16,10 @@ from gateway.refusals.document import (
     headers,
     policy_reason,
     rate_limit_headers,
+    refusal_body,
     refuse_error,
     refuse_policy,
+    refused_by,
 )
 from gateway.refusals.language import DEFAULT_LANGUAGE, Language, language
 
@@ -37,7 +39,9 @@ __all__ = [
     "language",
     "policy_reason",
     "rate_limit_headers",
+    "refusal_body",
     "refuse_error",
     "refuse_policy",
+    "refused_by",
     "say",
 ]

@@ -1,7 +1,7 @@
 """What a refused merchant can know and do: the answers to the notice's five questions, chosen by the case.
 
 Every list answers by itself: why, what used the places and when, when they are free again, what may be
-changed, and why another account still can. It is made once per case: a full session is refused over and over.
+changed, and why another account still can.
 """
 
 from __future__ import annotations
@@ -100,7 +100,6 @@ def beijing_time(time: str) -> str:
     return (datetime.fromisoformat(time) + _BEIJING).isoformat(" ")[:19]
 
 
-@lru_cache(maxsize=8192)
 def _place(slot: SlotView, language: Language) -> str:
     sentence = texts.SLOT_ATTACHED if slot.attached else texts.SLOT_GONE
     return sentence[language].format(product=slot.product_id, since=beijing_time(slot.since)[5:])
@@ -118,7 +117,6 @@ def _places(cap: int, used: int, slots: Sequence[SlotView], state: SessionState 
     return Help(title, "N3" if state is SessionState.preparing else "N5")
 
 
-@lru_cache(maxsize=8192)
 def advise(
     reason: str,
     rule: str,

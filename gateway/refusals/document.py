@@ -3,6 +3,9 @@
 Promises: the `detail` of a refusal by the rules is the policy's own text, letter for letter; an answer is
 made for every error, even one whose texts are missing; what an error quotes of a request can't break the
 encoding. Knows no HTTP library and no clock.
+
+A full session is refused over and over, and its refusals differ in what was asked and in their decision's id only: the
+rest is encoded once and kept (`refusal_body`).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ PolicyReason = Literal["foreign_cap_reached", "foreign_not_allowed", "replace_af
 HeaderList = tuple[tuple[str, str], ...]
 
 _MAX_TECHNICAL_CHARS = 500
-_encoder = msgspec.json.Encoder()
+_encode = msgspec.json.Encoder().encode
 
 
 class ProductVerdict(msgspec.Struct, frozen=True, gc=False):
@@ -73,7 +76,7 @@ def _set(value: str | None) -> str | UnsetType:
 
 def _products(products: Iterable[tuple[str, bool, str | None]]) -> list[ProductVerdict]:
     return [
-        ProductVerdict(product_id, "allowed" if allowed else "refused", _set(reason))
+        ProductVerdict(product_id, "allowed" if allowed else "refused", UNSET if reason is None else reason)
         for product_id, allowed, reason in products
     ]
 
@@ -83,6 +86,52 @@ def _message(verdict: Verdict, reason: PolicyReason, language: Language) -> str:
         return texts.REPLACE_AFTER_START[language]
     message = verdict.message
     return message.get(language) or message.get(DEFAULT_LANGUAGE) or texts.TITLES[reason][language]
+
+
+class _Case(NamedTuple):
+    """What the refusals of one full session have in common."""
+
+    reason: PolicyReason
+    rule: str
+    surface: Surface
+    language: Language
+    detail: str
+    policy_version: str
+    cap: int | None
+    used: int | None
+    slots: tuple[SlotView, ...]
+    state: SessionState | None
+    pure_creator_on_offer: bool
+
+
+def _case(
+    verdict: Verdict,
+    reason: PolicyReason,
+    surface: Surface,
+    language: Language,
+    now: float,
+    state: SessionState | None,
+    used: int | None,
+    slots: tuple[SlotView, ...],
+) -> _Case:
+    return _Case(
+        reason,
+        refused_by(verdict, reason),
+        surface,
+        language,
+        _message(verdict, reason, language),
+        verdict.policy_version,
+        verdict.cap,
+        used,
+        slots,
+        state,
+        now < PURE_CREATOR_OFFER_ENDS,
+    )
+
+
+def refused_by(verdict: Verdict, reason: PolicyReason) -> str:
+    """The notice's id of the rule that refuses."""
+    return "N6" if reason == "replace_after_start" else verdict.rule
 
 
 def refuse_policy(
@@ -105,8 +154,12 @@ def refuse_policy(
     the ledger was not asked; `state` is None where the session's state is not known. `now`, in seconds since
     the epoch, decides what is still on offer (N11).
     """
-    cap = verdict.cap
-    rule = "N6" if reason == "replace_after_start" else verdict.rule
+    case = _case(verdict, reason, surface, language, now, state, used, slots)
+    return _refusal(case, session_id, decision_id, _products(products))
+
+
+def _refusal(case: _Case, session_id: str | None, decision_id: str | None, products: list[ProductVerdict]) -> Problem:
+    reason, rule, surface, language, detail, policy_version, cap, used, slots, state, on_offer = case
     if cap == 0:
         remaining: int | UnsetType = 0
     else:
@@ -115,20 +168,54 @@ def refuse_policy(
         type="urn:attachgate:problem:" + reason,
         title=texts.TITLES[reason][language],
         status=403,
-        detail=_message(verdict, reason, language),
+        detail=detail,
         reason=reason,
         rule=rule,
         surface=surface,
         session_id=_set(session_id),
         decision_id=_set(decision_id),
-        policy_version=verdict.policy_version,
+        policy_version=policy_version,
         cap=UNSET if cap is None else cap,
         used=UNSET if used is None else used,
         remaining=remaining,
-        products=_products(products),
+        products=products,
         slots=slots,
-        help=advise(reason, rule, surface, language, now < PURE_CREATOR_OFFER_ENDS, cap, used, slots, state),
+        help=advise(reason, rule, surface, language, on_offer, cap, used, slots, state),
     )
+
+
+def refusal_body(
+    verdict: Verdict,
+    reason: PolicyReason,
+    surface: Surface,
+    language: Language,
+    decision_id: str,
+    now: float,
+    products: Sequence[tuple[str, bool, str | None]],
+    session_id: str | None,
+    state: SessionState | None,
+    used: int | None,
+    slots: tuple[SlotView, ...],
+) -> bytes:
+    """`encode(refuse_policy(…))`, with all but the request's own members from memory."""
+    case = _case(verdict, reason, surface, language, now, state, used, slots)
+    head, between, middle, after = _frame(case, session_id is not None)
+    session = _encode(session_id) if session_id is not None else b""
+    return b"".join((head, session, between, _encode(decision_id), middle, _encode(_products(products)), after))
+
+
+_BLANK = "\0"
+_BLANK_TEXT = _encode(_BLANK)
+_BLANK_PRODUCTS = [ProductVerdict(_BLANK, "refused")]
+
+
+@lru_cache(maxsize=8192)
+def _frame(case: _Case, in_session: bool) -> tuple[bytes, bytes, bytes, bytes]:
+    """A refusal around its session, decision and products."""
+    document = _encode(_refusal(case, _BLANK if in_session else None, _BLANK, _BLANK_PRODUCTS))
+    before, after = document.split(_encode(_BLANK_PRODUCTS))
+    head, *between, middle = before.split(_BLANK_TEXT)
+    return head, between[0] if between else b"", middle, after
 
 
 def _error_detail(error: GatewayError, language: Language) -> str:
@@ -172,7 +259,7 @@ def refuse_error(
 
 def encode(problem: Problem) -> bytes:
     """The document as JSON, UTF-8."""
-    return _encoder.encode(problem)
+    return _encode(problem)
 
 
 @lru_cache(maxsize=256)
