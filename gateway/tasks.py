@@ -7,7 +7,8 @@ must not: every background task of the gateway is started here, and `drain` wait
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -31,18 +32,44 @@ class Tasks:
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _in_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        task = self._loop.create_task(work)
+        return self._loop
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = self._in_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it at once until it waits for something; only what does wait becomes a task.
+
+        For callbacks of the event loop. Until the work waits there is no current task, which `asyncio.timeout` needs
+        (see `within`); and called by another task, which it must not take for its own, it begins as a task.
+        """
+        if asyncio.current_task(self._in_loop()) is not None:
+            self.start(work)
+            return
+        try:
+            waits_for = work.send(None)
+        except StopIteration:
+            return
+        except Exception as error:
+            self._failed(error)
+            return
+        rest = _go_on(work, waits_for)
+        # Into its `try`: a task that is cancelled before its first step would not enter it, and the work not be told.
+        rest.send(None)
+        self.start(rest)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
         if isinstance(error, GatewayError):
             # Foreseen, and perhaps by the hundred while something is away: no tracebacks.
             log.warning("task_failed", tasks=self._name, reason=error.reason, error=error.detail)
@@ -66,3 +93,46 @@ class Tasks:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+class _Begun:
+    """Awaited: first nothing; then what is left of work that waits for `waits_for`, as it was yielded to the loop."""
+
+    __slots__ = ("_waits_for", "_work")
+
+    def __init__(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._work = work
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        work, waits_for = self._work, self._waits_for
+        begun = False
+        try:
+            while True:
+                try:
+                    if not begun:
+                        begun = True
+                        yield None
+                    said = yield waits_for
+                except GeneratorExit:
+                    work.close()
+                    raise
+                except BaseException as error:
+                    waits_for = work.throw(error)
+                else:
+                    waits_for = work.send(said)
+        except StopIteration:
+            pass
+
+
+async def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+    await _Begun(work, waits_for)
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout`, also for work that has only begun (`Tasks.begin`). Raises TimeoutError."""
+    if asyncio.current_task() is None:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(seconds):
+        yield

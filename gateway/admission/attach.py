@@ -39,7 +39,7 @@ async def attach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     account_id = decision.account_id = await caller(gate.identity, incoming)
     session_id = decision.session_id = params.get("session_id")
     check_path_account(params.get("account_id"), account_id)
-    read = gate.bodies.read(route, await incoming.body(), incoming.raw_headers)
+    read = gate.bodies.read(route, await incoming.body(), incoming.headers)
     decision.asked = read.product_ids
 
     known = await facts.gather(gate.directory, account_id, session_id, read.product_ids)

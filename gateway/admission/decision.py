@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from gateway.config import Operation
 from gateway.policy.model import Surface, Verdict
+from gateway.reading.headers import Headers
 from gateway.reading.routes import Match
 from gateway.refusals import Language, rate_limit_headers
 
@@ -41,12 +42,12 @@ def encoded(headers: tuple[tuple[str, str], ...]) -> list[Header]:
 
 
 class Asking(Protocol):
-    """Where a request comes from, and its header fields as they came: what says who asks."""
+    """Where a request comes from, and its header fields: what says who asks."""
 
     @property
     def peer_ip(self) -> str: ...
     @property
-    def raw_headers(self) -> Sequence[Header]: ...
+    def headers(self) -> Headers: ...
 
 
 class Incoming(Asking, Protocol):

@@ -50,8 +50,8 @@ async def gather(directory: Directory, account_id: str, session_id: str | None, 
 
 async def caller(identity: Identity, incoming: Asking) -> str:
     """Whose account asks; at once where it is known who is behind the header or token."""
-    peer_ip, raw_headers = incoming.peer_ip, incoming.raw_headers
-    return identity.peek(peer_ip, raw_headers) or await identity.resolve(peer_ip, raw_headers)
+    peer_ip, headers = incoming.peer_ip, incoming.headers
+    return identity.peek(peer_ip, headers) or await identity.resolve(peer_ip, headers)
 
 
 def check_path_account(named: str | None, account_id: str) -> None:

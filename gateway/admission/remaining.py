@@ -13,6 +13,7 @@ from gateway.admission.decision import Decision
 from gateway.admission.gate import Gate
 from gateway.errors import ClientError, GatewayError
 from gateway.policy.model import Account
+from gateway.tasks import within
 
 COUNT_WAIT_SECONDS = 0.02
 OPEN_WAIT_SECONDS = 0.25
@@ -48,7 +49,7 @@ async def tell(gate: Gate, decision: Decision, account_id: str, error: GatewayEr
     """What is known of an account that is answered with an error. Only where the client's fault is all that is wrong
     is anything asked for: what has just failed is not asked again."""
     try:
-        async with asyncio.timeout(OPEN_WAIT_SECONDS):
+        async with within(OPEN_WAIT_SECONDS):
             await _tell(gate, decision, account_id, asks=isinstance(error, ClientError))
     except (TimeoutError, GatewayError):
         pass
@@ -76,7 +77,7 @@ async def _opened(gate: Gate, decision: Decision, account: Account) -> bytes | N
     session_id = decision.session_id
     assert session_id is not None
     try:
-        async with asyncio.timeout(OPEN_WAIT_SECONDS):
+        async with within(OPEN_WAIT_SECONDS):
             await gate.opening.open(session_id, account, decision.id)
             return await gate.ledger.used(session_id)
     except (TimeoutError, GatewayError):

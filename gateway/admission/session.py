@@ -46,7 +46,7 @@ async def create(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     """A session for the caller's own account. The ledger opens it from the upstream's list, as any session that it
     does not know: so an id that comes again never brings a fresh count."""
     account_id = await caller(gate.identity, incoming)
-    read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
+    read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers)
     named = read.members.get("account_id")
     if named is None:
         raise BodyMalformed("/account_id is missing: the account that goes live.")
@@ -69,7 +69,7 @@ async def detach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     the session after the answer still says preparing; live, it stays used (N5). So where a cap holds, no foreign
     product leaves without a record: nobody could tell later that it had been there."""
     account, session_id = await _caller_and_session(gate, incoming, decision)
-    gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
+    gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers)
     product_id = incoming.match.params["product_id"]
     if not account.recorded:
         return upstream_reply(await forward(gate, incoming, decision, account.account_id, None), decision)
@@ -97,7 +97,7 @@ async def replace(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     """Before the start one slot passes from the old product to the new; once live, a new foreign product would need
     one of its own, and is refused (N6)."""
     account, session_id = await _caller_and_session(gate, incoming, decision)
-    read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
+    read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers)
     old, (new,) = incoming.match.params["product_id"], read.product_ids
     if not account.recorded:
         return upstream_reply(await forward(gate, incoming, decision, account.account_id, read.canonical), decision)
@@ -167,7 +167,7 @@ async def start(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     the old product would count and the new one might still come (N6). Where a cap holds and the ledger can't be asked
     whether there is one, the session does not start."""
     account, session_id = await _caller_and_session(gate, incoming, decision)
-    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical or None
+    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers).canonical or None
     steps: list[Step] = []
     recorded = True
     if account.recorded:
@@ -210,7 +210,7 @@ async def _ask_start(gate: Gate, account: Account, decision: Decision, cap: int 
 
 async def end(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     account, session_id = await _caller_and_session(gate, incoming, decision)
-    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers).canonical or None
+    body = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers).canonical or None
     answer = await forward(gate, incoming, decision, account.account_id, body)
     reply = upstream_reply(answer, decision)
     if of_status("end", answer.status) is Outcome.applied and account.recorded:

@@ -15,7 +15,7 @@ from typing import Protocol
 import aiohttp
 
 from gateway import config
-from gateway.identity.header import HeaderIdentity, RawHeaders
+from gateway.identity.header import Claims, HeaderIdentity
 from gateway.identity.keys import Keys, file_source, url_source
 from gateway.identity.token import TokenIdentity
 
@@ -24,7 +24,7 @@ FILE_POLL_SECONDS = 2.0
 
 
 class Identity(Protocol):
-    """`raw_headers` are names and values as they came, in order, repeated ones repeated. `peer_ip` is the
+    """`claims` are the request's header fields, as far as they may say who asks. `peer_ip` is the
     address of the connection's other end; an empty one means a unix socket, which is trusted as the file's
     permissions are. So where an address could not be learnt (a connection that is gone), pass any text that
     is not an address.
@@ -39,11 +39,11 @@ class Identity(Protocol):
     challenge: bytes
     """What a 401 asks for (RFC 9110 section 11.6.1)."""
 
-    def peek(self, peer_ip: str, raw_headers: RawHeaders) -> str | None:
+    def peek(self, peer_ip: str, claims: Claims) -> str | None:
         """The account, without waiting; None where a signing key must be fetched first. Header mode never
         waits."""
 
-    async def resolve(self, peer_ip: str, raw_headers: RawHeaders) -> str:
+    async def resolve(self, peer_ip: str, claims: Claims) -> str:
         """The account; fetches signing keys where `peek` returned None."""
 
     def forwarded_header(self, account_id: str) -> tuple[bytes, bytes]:

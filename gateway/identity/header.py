@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Protocol
 
 from gateway import config
 from gateway.errors import IdentityInvalid, IdentityMissing
@@ -18,14 +19,16 @@ from gateway.errors import IdentityInvalid, IdentityMissing
 MAX_PEERS = 4096
 """Peers whose trust is remembered."""
 
-RawHeaders = Sequence[tuple[bytes, bytes]]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def values_of(raw_headers: RawHeaders, name: bytes) -> list[bytes]:
-    """The values of every header of this name, given in lower case."""
-    size = len(name)
-    return [value for other, value in raw_headers if len(other) == size and other.lower() == name]
+class Claims(Protocol):
+    """The two fields that may say who asks, as they were sent, at most once each; None where they were not."""
+
+    @property
+    def identity(self) -> str | None: ...
+    @property
+    def authorization(self) -> str | None: ...
 
 
 class Peers:
@@ -71,24 +74,23 @@ class HeaderIdentity:
         self._pattern = re.compile(id_pattern, re.ASCII)
         self._peers = Peers(settings.trusted_peers)
 
-    def peek(self, peer_ip: str, raw_headers: RawHeaders) -> str:
-        values = values_of(raw_headers, self.own_header)
-        if not values:
+    def peek(self, peer_ip: str, claims: Claims) -> str:
+        account_id = claims.identity
+        if account_id is None:
             raise IdentityMissing(f"The request has no {self._header} header, so it is not known who asks.")
         if not self._peers.trusted(peer_ip):
             raise IdentityInvalid(
                 f"{self._header} came from a peer that is not trusted to say who asks. Go through the proxy "
                 "in front, or let the operator name the peer in `identity.trusted_peers`."
             )
-        if len(values) > 1 or b"," in values[0]:
+        if "," in account_id:
             raise IdentityInvalid(f"{self._header} must stand once, with one account; it has several values.")
-        account_id = values[0].decode("latin-1")
         if self._pattern.fullmatch(account_id) is None:
             raise IdentityInvalid(f"The value of {self._header} is not an account id.")
         return account_id
 
-    async def resolve(self, peer_ip: str, raw_headers: RawHeaders) -> str:
-        return self.peek(peer_ip, raw_headers)
+    async def resolve(self, peer_ip: str, claims: Claims) -> str:
+        return self.peek(peer_ip, claims)
 
     def forwarded_header(self, account_id: str) -> tuple[bytes, bytes]:
         return self._name, account_id.encode()

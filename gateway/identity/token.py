@@ -24,7 +24,7 @@ from jwt.exceptions import InvalidSubjectError
 
 from gateway import config, fetch
 from gateway.errors import IdentityInvalid, IdentityMissing, IdentityUnavailable
-from gateway.identity.header import RawHeaders, values_of
+from gateway.identity.header import Claims
 from gateway.identity.keys import Keys
 
 MAX_TOKEN_BYTES = 8192
@@ -77,20 +77,20 @@ class TokenIdentity:
         self._clock = clock
         self._wall = wall
         # The header's exact bytes to (account, until), the oldest first, verified by this generation of keys.
-        self._verified: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        self._verified: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._generation = keys.generation
 
-    def peek(self, peer_ip: str, raw_headers: RawHeaders) -> str | None:
-        account_id = self._account(raw_headers)
+    def peek(self, peer_ip: str, claims: Claims) -> str | None:
+        account_id = self._account(claims)
         if account_id is None and not self._keys.may_refresh():
             raise self._no_key()
         return account_id
 
-    async def resolve(self, peer_ip: str, raw_headers: RawHeaders) -> str:
-        account_id = self.peek(peer_ip, raw_headers)
+    async def resolve(self, peer_ip: str, claims: Claims) -> str:
+        account_id = self.peek(peer_ip, claims)
         if account_id is None:
             await self._keys.refresh()
-            account_id = self._account(raw_headers)
+            account_id = self._account(claims)
         if account_id is None:
             raise self._no_key()
         return account_id
@@ -107,25 +107,23 @@ class TokenIdentity:
     async def close(self) -> None:
         await self._keys.close()
 
-    def _account(self, raw_headers: RawHeaders) -> str | None:
+    def _account(self, claims: Claims) -> str | None:
         """The account, or None where the key that its token names is not here."""
-        values = values_of(raw_headers, b"authorization")
-        if not values:
+        value = claims.authorization
+        if value is None:
             raise IdentityMissing("The request has no Authorization header, so it is not known who asks.")
-        if len(values) > 1:
-            raise IdentityInvalid("The Authorization header must stand once; it has several values.")
         if self._generation != self._keys.generation:
             self._verified.clear()
             self._generation = self._keys.generation
-        known = self._verified.get(values[0])
+        known = self._verified.get(value)
         if known is not None and self._clock() < known[1]:
             return known[0]
-        token = _bearer(values[0])
+        token = _bearer(value)
         key = self._key(token)
         if key is None:
             return None
         account_id, expires = self._claims(token, key)
-        self._remember(values[0], account_id, expires)
+        self._remember(value, account_id, expires)
         return account_id
 
     def _key(self, token: bytes) -> jwt.PyJWK | None:
@@ -187,7 +185,7 @@ class TokenIdentity:
             raise _refused("it does not hold yet (nbf)")
         return expires
 
-    def _remember(self, value: bytes, account_id: str, expires: float) -> None:
+    def _remember(self, value: str, account_id: str, expires: float) -> None:
         left = expires + self._settings.leeway_seconds - self._wall()
         self._verified.pop(value, None)
         self._verified[value] = account_id, self._clock() + min(REMEMBER_SECONDS, left)
@@ -195,8 +193,8 @@ class TokenIdentity:
             self._verified.popitem(last=False)
 
 
-def _bearer(value: bytes) -> bytes:
-    match = _BEARER.fullmatch(value)
+def _bearer(value: str) -> bytes:
+    match = _BEARER.fullmatch(value.encode())
     if match is None:
         raise IdentityInvalid("The Authorization header does not carry a Bearer token (RFC 6750).")
     token = match["token"]

@@ -33,7 +33,7 @@ async def addable(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     """Raises `UpstreamUnreachable` where a restricted account's list can't be read."""
     account_id = await caller(gate.identity, incoming)
     check_path_account(incoming.match.params.get("account_id"), account_id)
-    gate.bodies.read(incoming.match.route, await incoming.body(), incoming.raw_headers)
+    gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers)
     account = gate.directory.peek_account(account_id) or await gate.directory.account(account_id)
     assert decision.surface is not None
     verdict = decision.verdict = gate.evaluate(account, decision.surface, decision.now)

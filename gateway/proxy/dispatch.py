@@ -7,7 +7,7 @@ its traceback goes to the log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from time import perf_counter
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from gateway import refusals
 from gateway.admission import remaining, session
 from gateway.admission.answers import failure
 from gateway.admission.attach import attach
-from gateway.admission.decision import Decision, Header, Incoming, Reply
+from gateway.admission.decision import Decision, Incoming, Reply
 from gateway.admission.facts import caller, check_path_account
 from gateway.admission.gate import Gate
 from gateway.config import Operation
@@ -157,7 +157,7 @@ class Dispatcher:
         fields = headers.forward + headers.content + forwarding(peer, request.scheme, headers)
         owner = rules.owner_in(address)
         if owner is not None or (headers.identity is not None and rules.config.identity.mode == "header"):
-            account_id = await caller(self.gate.identity, Asker(peer, request.raw_headers))
+            account_id = await caller(self.gate.identity, Asker(peer, headers))
             check_path_account(owner, account_id)
             fields.append(self.gate.identity.forwarded_header(account_id))
         exchange = tunnel if wants_websocket(request) else forward
@@ -183,7 +183,7 @@ class Dispatcher:
         if headers.has_body:
             raise BodyMalformed("A session's view is read without a body.")
         segments = address.segments[self._prefix_segments(address) :]
-        asking = Asker(peer_ip(request), request.raw_headers)
+        asking = Asker(peer_ip(request), headers)
         return await self._long(self._live.handle(request, asking, list(segments), decision))
 
     def _prefix_segments(self, address: Address) -> int:
@@ -205,7 +205,7 @@ class Dispatcher:
 
 class Asker(Struct, frozen=True):
     peer_ip: str
-    raw_headers: Sequence[Header]
+    headers: Headers
 
 
 def _response(reply: Reply) -> Whole:

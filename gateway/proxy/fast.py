@@ -6,15 +6,14 @@ Whatever differs in a single byte goes to aiohttp. What it recognises is read by
 the same admission and forwarded by the same pool as on the other way, so the two can't disagree: a test sends the same
 requests both ways.
 
-A client repeats its header fields with each request, byte for byte but for the length. What such a block was read as is
-remembered, for the rules that it was read by.
+A client repeats its address and its header fields with each request, byte for byte. What they were read as is
+remembered, for as long as the rules that they were read by hold.
 """
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -43,24 +42,31 @@ _UNUSUAL = frozenset(
     )
 )
 _WITHOUT_BODY = frozenset((204, 304))
-MAX_HEADS = 8192
-MAX_HEAD_BYTES = 1024
+MAX_REMEMBERED = 8192
+MAX_REMEMBERED_BYTES = 1024
+"""Of an address, or of a block of header fields."""
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+
+
+class Head(Struct, frozen=True, gc=False):
+    """A block of header fields, as it was read. `length`: of the body, in bytes."""
+
+    headers: Headers
+    length: int
+    language: refusals.Language
 
 
 class PlainIncoming:
     """A recognised request, in the form that admission reads."""
 
-    __slots__ = ("_body", "headers", "match", "method", "peer_ip", "raw_headers", "scheme", "target")
+    __slots__ = ("_body", "headers", "language", "match", "method", "peer_ip", "scheme", "target")
 
-    def __init__(
-        self, match: Match, headers: Headers, raw_headers: Sequence[Header], body: bytes, peer_ip: str, scheme: str
-    ) -> None:
+    def __init__(self, match: Match, head: Head, body: bytes, peer_ip: str, scheme: str) -> None:
         self.match = match
         self.method = "POST"
         self.target = match.path
-        self.headers = headers
-        self.raw_headers = raw_headers
+        self.headers = head.headers
+        self.language = head.language
         self.peer_ip = peer_ip
         self.scheme = scheme
         self._body = body
@@ -72,14 +78,41 @@ class PlainIncoming:
         return self.headers.forward + forwarding(self.peer_ip, self.scheme, self.headers)
 
 
-class _Head(Struct, frozen=True, gc=False):
-    """A block of header fields as these rules read it. `headers` is None where it is not of the plain form.
-    `length`: of the body, in bytes."""
+class _Reading:
+    """What plain requests are read as by one set of rules. None is what is not of the plain form, or no attach."""
 
-    rules: Rules
-    fields: Sequence[Header]
-    headers: Headers | None
-    length: int
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.max_body_bytes = rules.config.listen.max_body_bytes
+        self.match = lru_cache(MAX_REMEMBERED)(self._read_address)
+        self.remembered_head = lru_cache(MAX_REMEMBERED)(self.read_head)
+
+    def _read_address(self, address: bytes) -> Match | None:
+        try:
+            match = self.rules.matcher.match("POST", read_target(address.decode("ascii"), method="POST"))
+        except GatewayError:
+            return None
+        return match if match is not None and match.route.operation == "attach" else None
+
+    def read_head(self, block: bytes) -> Head | None:
+        fields: list[Header] = []
+        length = accepted = None
+        for line in block[:-2].split(b"\r\n"):
+            name, _, value = line.partition(b": ")
+            lower = name.lower()
+            if lower in _UNUSUAL or (lower == b"connection" and value != b"keep-alive"):
+                return None
+            if lower == b"content-length":
+                length = value
+            elif lower == b"accept-language" and accepted is None:
+                accepted = value.decode("ascii")
+            fields.append((name, value))
+        if length is None or not _LENGTH.fullmatch(length):
+            return None
+        try:
+            return Head(self.rules.headers.read(fields, (1, 1)), int(length), refusals.language(accepted))
+        except GatewayError:
+            return None
 
 
 class FastLane:
@@ -94,64 +127,30 @@ class FastLane:
         self._rules = rules
         self._answer = answer
         self._wall_clock = wall_clock
-        self._heads: OrderedDict[bytes, _Head] = OrderedDict()
+        self._reading = _Reading(rules())
 
     def recognise(self, data: bytes, peer_ip: str, scheme: str) -> PlainIncoming | None:
         """The attach that these bytes are, whole and nothing else; None for anything that is not the plain form."""
         found = _HEAD.match(data)
         if found is None:
             return None
+        reading = self._reading
+        if reading.rules is not (rules := self._rules()):
+            reading = self._reading = _Reading(rules)
+        address, block = found.groups()
+        head = reading.remembered_head(block) if len(block) <= MAX_REMEMBERED_BYTES else reading.read_head(block)
         body = data[found.end() :]
-        rules = self._rules()
-        head = self._head(found[2], rules)
-        if head.headers is None or head.length != len(body) or head.length > rules.config.listen.max_body_bytes:
+        if head is None or head.length != len(body) or head.length > reading.max_body_bytes:
             return None
-        try:
-            match = rules.matcher.match("POST", read_target(found[1].decode("ascii"), method="POST"))
-        except GatewayError:
-            return None
-        if match is None or match.route.operation != "attach":
-            return None
-        return PlainIncoming(match, head.headers, head.fields, body, peer_ip, scheme)
-
-    def _head(self, block: bytes, rules: Rules) -> _Head:
-        head = self._heads.get(block)
-        if head is None or head.rules is not rules:
-            head = _read_head(block, rules)
-            if len(block) <= MAX_HEAD_BYTES:
-                if len(self._heads) >= MAX_HEADS:
-                    self._heads.popitem(last=False)
-                self._heads[block] = head
-        return head
+        match = reading.match(address)
+        return PlainIncoming(match, head, body, peer_ip, scheme) if match is not None else None
 
     async def answer(self, incoming: PlainIncoming, *, closing: bool) -> tuple[bytes, bool]:
         """The whole answer as bytes, and whether the connection ends with it."""
-        accepted = next((value for name, value in incoming.raw_headers if name.lower() == b"accept-language"), None)
-        language = refusals.language(accepted.decode("ascii") if accepted is not None else None)
-        decision = Decision("attach", Surface(incoming.match.route.surface), language, self._wall_clock())
+        decision = Decision("attach", Surface(incoming.match.route.surface), incoming.language, self._wall_clock())
         reply = await self._answer(incoming, decision)
         closes = closing or decision.closes
         return encode(reply, closes=closes), closes
-
-
-def _read_head(block: bytes, rules: Rules) -> _Head:
-    """`headers` is None where the block is not of the plain form."""
-    fields: list[Header] = []
-    length = b""
-    for line in block[:-2].split(b"\r\n"):
-        name, _, value = line.partition(b": ")
-        lower = name.lower()
-        if lower in _UNUSUAL or (lower == b"connection" and value != b"keep-alive"):
-            return _Head(rules, (), None, 0)
-        if lower == b"content-length":
-            length = value
-        fields.append((name, value))
-    if not _LENGTH.fullmatch(length):
-        return _Head(rules, (), None, 0)
-    try:
-        return _Head(rules, fields, rules.headers.read(fields, (1, 1)), int(length))
-    except GatewayError:
-        return _Head(rules, (), None, 0)
 
 
 @lru_cache(maxsize=2)
@@ -165,8 +164,9 @@ def encode(reply: Reply, *, closes: bool) -> bytes:
     parts = [status_line or b"HTTP/1.1 %d %b\r\n" % (reply.status, reply.phrase)]
     dated = False
     for name, value in reply.headers:
-        parts.append(b"%b: %b\r\n" % (name, value))
-        dated = dated or name in (b"Date", b"date")
+        parts += (name, b": ", value, b"\r\n")
+        if len(name) == 4:
+            dated = dated or name in (b"Date", b"date")
     if not dated:
         parts.append(_date(int(time())))
     if closes:
@@ -174,6 +174,5 @@ def encode(reply: Reply, *, closes: bool) -> bytes:
     if reply.status in _WITHOUT_BODY:
         parts.append(b"\r\n")
     else:
-        parts.append(b"Content-Length: %d\r\n\r\n" % len(reply.body))
-        parts.append(reply.body)
+        parts += (b"Content-Length: %d\r\n\r\n" % len(reply.body), reply.body)
     return b"".join(parts)

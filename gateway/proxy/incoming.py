@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -44,7 +43,6 @@ class AiohttpIncoming:
         self.method = match.route.method
         self.target = match.path + address.query_raw
         self.peer_ip = peer_ip(request)
-        self.raw_headers: Sequence[Header] = request.raw_headers
 
     async def body(self) -> bytes:
         """The whole body, at most `listen.max_body_bytes`, and no slower than `listen.body_timeout_seconds`."""

@@ -20,7 +20,7 @@ import structlog
 from gateway import config
 from gateway.errors import TooManyRequests
 from gateway.identity import Identity
-from gateway.identity.header import RawHeaders
+from gateway.identity.header import Claims
 from gateway.reading.client import network_of
 
 MAX_KEYS = 65_536
@@ -111,13 +111,13 @@ class LimitedIdentity:
         self.reload = inner.reload
         self.close = inner.close
 
-    def peek(self, peer_ip: str, raw_headers: RawHeaders) -> str | None:
-        account_id = self._inner.peek(peer_ip, raw_headers)
+    def peek(self, peer_ip: str, claims: Claims) -> str | None:
+        account_id = self._inner.peek(peer_ip, claims)
         if account_id is not None:
             self._limit(account_id)
         return account_id
 
-    async def resolve(self, peer_ip: str, raw_headers: RawHeaders) -> str:
-        account_id = await self._inner.resolve(peer_ip, raw_headers)
+    async def resolve(self, peer_ip: str, claims: Claims) -> str:
+        account_id = await self._inner.resolve(peer_ip, claims)
         self._limit(account_id)
         return account_id

@@ -8,7 +8,6 @@ aiohttp parses; what it refuses is answered here, in the gateway's words, and th
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -34,13 +33,14 @@ from gateway.errors import (
 from gateway.proxy.answer import Whole
 from gateway.proxy.fast import FastLane, PlainIncoming
 from gateway.proxy.incoming import UNKNOWN_PEER, ChunksRefused, address_of
+from gateway.proxy.turns import Turns
 from gateway.reading.framing import Framing
 from gateway.site import end_when_stalled
 from gateway.tasks import Tasks
 
 MAX_HELD_BYTES = 65_536
-BEGUN_A_TURN = 128
-"""Plain requests: some ten milliseconds of work. Fewer would make more and smaller writes to Redis of one."""
+BEGUN_A_TURN = 64
+"""Plain requests: some milliseconds of work. Fewer would make more and smaller writes to Redis of one."""
 MAX_QUIET_SECONDS = 1.0
 QUIET_SHARE = 0.1
 _VERSIONS = (HttpVersion11, HttpVersion10)
@@ -345,37 +345,40 @@ class Listener(web.Server):
         self.refused = refused
         self.closing = closing
         self.plain_requests = Tasks("plain_requests")
-        self._begun = 0
-        self._waiting: deque[tuple[Connection, PlainIncoming]] = deque()
+        self._waiting: Turns[tuple[Connection, PlainIncoming]] = Turns()
+        self._turn_comes = False
         self.drain_by = 0.0
         self._none_open = asyncio.Event()
 
     def begin(self, connection: Connection, plain: PlainIncoming) -> None:
-        """Serve the request: in this turn of the loop if there is room, otherwise in one of the next, in order.
+        """Serve the request when its session's turn comes: soon, and with the others that have come meanwhile.
 
-        What has begun waits for Redis and the upstream several times, each time to the end of a turn. A turn that
-        began all that a crowd sends would be long, and an attach would wait for many such turns; so it begins few.
+        What has begun waits for Redis and the upstream several times, each time to the end of a turn of the loop. A
+        turn that began all that a crowd sends would be long, and an attach would wait for many such turns; so it begins
+        few, of as many sessions as there are.
         """
-        if self._begun >= BEGUN_A_TURN:
-            self._waiting.append((connection, plain))
-            return
-        if not self._begun:
-            asyncio.get_running_loop().call_soon(self._turn)
-        self._begun += 1
-        self.plain_requests.start(connection.serve(plain))
+        self._waiting.put(plain.target, (connection, plain))
+        if not self._turn_comes:
+            self._turn_comes = True
+            self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._begun = 0
         waiting = self._waiting
-        while waiting and self._begun < BEGUN_A_TURN:
-            connection, plain = waiting.popleft()
-            if connection.transport is not None:  # Who has left meanwhile asks nothing any more.
-                self.begin(connection, plain)
+        for _ in range(BEGUN_A_TURN):
+            if not waiting:
+                break
+            self._serve(*waiting.take())
+        self._turn_comes = bool(waiting)
+        if self._turn_comes:
+            self._loop.call_soon(self._turn)
+
+    def _serve(self, connection: Connection, plain: PlainIncoming) -> None:
+        if connection.transport is not None:  # Who has left meanwhile asks nothing any more.
+            self.plain_requests.begin(connection.serve(plain))
 
     def _begin_all(self) -> None:
         while self._waiting:
-            connection, plain = self._waiting.popleft()
-            self.plain_requests.start(connection.serve(plain))
+            self._serve(*self._waiting.take())
 
     async def drain(self, seconds: float) -> None:
         """Wait for plain requests; those of aiohttp's way have until the same moment, once the runner ends them.

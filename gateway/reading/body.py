@@ -22,6 +22,7 @@ import msgspec
 from gateway.config import Limits, Route
 from gateway.errors import BodyMalformed, ConfigurationError, MediaTypeUnsupported, Mistake
 from gateway.reading.document import inexact, kind, read_document, step
+from gateway.reading.headers import Headers
 from gateway.reading.pointers import Names, Taking, applied_ids, compiled, pointer_problem, tokens
 from gateway.reading.spelling import MAX_NAME_CHARS, fold, id_check
 
@@ -69,16 +70,9 @@ class BodyReader:
     def of(self, route: Route) -> RouteBody:
         return self._by_identity.get(id(route)) or self._bodies[route]
 
-    def read(self, route: Route, raw: bytes, raw_headers: Iterable[tuple[bytes, bytes]]) -> BodyRead:
+    def read(self, route: Route, raw: bytes, headers: Headers) -> BodyRead:
         """Raises BodyMalformed, or MediaTypeUnsupported for a body that is not plain JSON in UTF-8."""
-        content_type = content_encoding = None
-        if raw:
-            for name, value in raw_headers:
-                if len(name) == 12 and name.lower() == b"content-type":
-                    content_type = _joined(content_type, value)
-                elif len(name) == 16 and name.lower() == b"content-encoding":
-                    content_encoding = _joined(content_encoding, value)
-        return self.of(route).read(raw, content_type, content_encoding)
+        return self.of(route).read(raw, headers.content_type, headers.content_encoding)
 
 
 class RouteBody:
@@ -145,11 +139,6 @@ class RouteBody:
         elif (place := inexact(value, where)) is not None:
             raise BodyMalformed(f"{place} is an integer that parsers read differently: send it as a string.")
         return value
-
-
-def _joined(before: str | None, value: bytes) -> str:
-    text = value.decode("latin-1")
-    return text if before is None else f"{before}, {text}"
 
 
 def _check_media(content_type: str | None, content_encoding: str | None) -> None:

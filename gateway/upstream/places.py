@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from gateway.errors import Overloaded
+from gateway.tasks import within
 
 
 class Share:
@@ -102,7 +103,7 @@ class Places:
         share.queue.append(waiter)
         self._waiting += 1
         try:
-            async with asyncio.timeout(limit_seconds):
+            async with within(limit_seconds):
                 await place
         except BaseException as error:
             if place.done() and not place.cancelled():

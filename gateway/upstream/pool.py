@@ -23,6 +23,7 @@ from msgspec import Struct
 from gateway import tls
 from gateway.config import Upstream
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from gateway.tasks import within
 from gateway.upstream.places import Places, Share
 
 MAX_OVERHEAD_BYTES = 65_536
@@ -302,7 +303,7 @@ class Pool:
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._config.connect_timeout_seconds):
+            async with within(self._config.connect_timeout_seconds):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self._config), self._host, self._port, ssl=self._tls
                 )

@@ -14,7 +14,7 @@ from gateway.admission.attach import attach
 from gateway.admission.decision import Decision, Reply
 from gateway.config import Ledger, Operation
 from gateway.policy.model import Surface
-from gateway.proxy.fast import PlainIncoming
+from gateway.proxy.fast import Head, PlainIncoming
 from gateway.reading.address import read_target
 from gateway.serve import Gateway
 from tests.admission.world import ACCOUNT, World
@@ -60,7 +60,8 @@ def incoming(gateway: Gateway, method: str, path: str, body: bytes = b"") -> Pla
         fields += [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(body))]
     match = rules.matcher.match(method, read_target(path, method=method))
     assert match is not None
-    found = PlainIncoming(match, rules.headers.read(fields, (1, 1)), fields, body, "127.0.0.1", "http")
+    head = Head(rules.headers.read(fields, (1, 1)), len(body), "en")
+    found = PlainIncoming(match, head, body, "127.0.0.1", "http")
     found.method = method
     return found
 

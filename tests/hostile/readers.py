@@ -27,7 +27,7 @@ _BODIES = BodyReader(DEFAULT_ROUTES, Limits())
 _HEADERS = HeaderReader("X-Account-Id")
 _METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "post", "CONNECT")
 _WITH_BODY = tuple(route for route in DEFAULT_ROUTES if route.product_ids or route.extra_members)
-_TYPES = (b"application/json", b"application/json; charset=utf-8", b"text/plain", b"application/json;charset=utf-7")
+_TYPES = ("application/json", "application/json; charset=utf-8", "text/plain", "application/json;charset=utf-7")
 _IS_ID = id_check(Limits().id_pattern)
 
 
@@ -85,7 +85,7 @@ def _body(data: bytes) -> None:
     route = _WITH_BODY[first % len(_WITH_BODY)]
     raw = data[1:]
     try:
-        read = _BODIES.read(route, raw, [(b"Content-Type", _TYPES[first // 16 % len(_TYPES) if first > 127 else 0])])
+        read = _BODIES.of(route).read(raw, _TYPES[first // 16 % len(_TYPES) if first > 127 else 0], None)
     except GatewayError as error:
         _can_be_told(error)
         return
@@ -97,7 +97,7 @@ def _body(data: bytes) -> None:
         assert _named(written, members) == read.product_ids
         assert set(written) <= {*members, *route.extra_members}
     assert _named(json.loads(raw), members) == read.product_ids, "an ordinary parser reads other products"
-    again = _BODIES.read(route, read.canonical, [(b"Content-Type", b"application/json")])
+    again = _BODIES.of(route).read(read.canonical, "application/json", None)
     assert (again.product_ids, again.canonical) == (read.product_ids, read.canonical)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import aiohttp
 import pytest
 
@@ -14,14 +16,23 @@ from gateway.identity.header import HeaderIdentity, Peers
 PATTERN = config.Limits().id_pattern
 
 
+class Claims(NamedTuple):
+    identity: str | None = None
+    authorization: str | None = None
+
+
+NOTHING = Claims()
+A1 = Claims("a1")
+
+
 def identity(**settings: object) -> HeaderIdentity:
     return HeaderIdentity(config.Identity(**settings), PATTERN)  # type: ignore[arg-type]
 
 
 async def test_a_trusted_peer_says_who_asks() -> None:
-    headers = [(b"Host", b"x"), (b"x-ACCOUNT-id", b"a:1.b_c-2"), (b"Accept", b"*/*")]
-    assert identity().peek("127.0.0.1", headers) == "a:1.b_c-2"
-    assert await identity().resolve("127.0.0.1", headers) == "a:1.b_c-2"
+    claims = Claims("a:1.b_c-2", "Bearer x")
+    assert identity().peek("127.0.0.1", claims) == "a:1.b_c-2"
+    assert await identity().resolve("127.0.0.1", claims) == "a:1.b_c-2"
 
 
 async def test_built_from_the_configuration_it_has_nothing_to_fetch() -> None:
@@ -29,14 +40,14 @@ async def test_built_from_the_configuration_it_has_nothing_to_fetch() -> None:
         built: Identity = build(config.Identity(header="X-Who"), PATTERN, http)
     await built.start()
     await built.reload()
-    assert built.peek("::1", [(b"X-Who", b"a1")]) == "a1"
+    assert built.peek("::1", A1) == "a1"
     await built.close()
 
 
 def test_without_the_header_nobody_asks() -> None:
-    for headers in ([], [(b"X-Account-Ids", b"a1")], [(b"X_Account_Id", b"a1")], [(b"X.Account.Id", b"a1")]):
+    for claims in (NOTHING, Claims(None, "Bearer a1")):
         with pytest.raises(IdentityMissing, match="X-Account-Id"):
-            identity().peek("127.0.0.1", headers)
+            identity().peek("127.0.0.1", claims)
 
 
 @pytest.mark.parametrize(
@@ -44,14 +55,14 @@ def test_without_the_header_nobody_asks() -> None:
 )
 def test_a_header_from_an_untrusted_peer_is_refused(peer: str) -> None:
     with pytest.raises(IdentityInvalid, match="not trusted"):
-        identity().peek(peer, [(b"X-Account-Id", b"a1")])
+        identity().peek(peer, A1)
     with pytest.raises(IdentityMissing):
-        identity().peek(peer, [])
+        identity().peek(peer, NOTHING)
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0:0:0:0:0:ffff:7f00:1", ""])
 def test_trusted_peers(peer: str) -> None:
-    assert identity().peek(peer, [(b"X-Account-Id", b"a1")]) == "a1"
+    assert identity().peek(peer, A1) == "a1"
 
 
 def test_a_network_written_as_ipv6_means_the_ipv4_one() -> None:
@@ -72,43 +83,33 @@ def test_what_is_known_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert peers.trusted("10.0.0.1")
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        [(b"X-Account-Id", b"a1"), (b"x-account-id", b"a1")],
-        [(b"X-Account-Id", b"a1"), (b"Host", b"x"), (b"X-Account-Id", b"a2")],
-        [(b"X-Account-Id", b""), (b"X-Account-Id", b"a1")],
-        [(b"X-Account-Id", b"a1,a2")],
-        [(b"X-Account-Id", b"a1, a1")],
-        [(b"X-Account-Id", b"a1,")],
-    ],
-)
-def test_several_values_are_refused_even_where_they_agree(headers: list[tuple[bytes, bytes]]) -> None:
+@pytest.mark.parametrize("value", ["a1,a2", "a1, a1", "a1,"])
+def test_several_values_are_refused_even_where_they_agree(value: str) -> None:
     with pytest.raises(IdentityInvalid, match="several values"):
-        identity().peek("127.0.0.1", headers)
+        identity().peek("127.0.0.1", Claims(value))
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        b"",
-        b" ",
-        b" a1",
-        b"a1 ",
-        b"a1\n",
-        b"a1\x00",
-        b"a/1",
-        b"a%31",
-        b"a" * 129,
-        "１".encode(),
-        b"\xff",
-        b"a;b",
-        b'"a1"',
+        "",
+        " ",
+        " a1",
+        "a1 ",
+        "a1\n",
+        "a1\x00",
+        "a/1",
+        "a%31",
+        "a" * 129,
+        "１",
+        "\xff",
+        "a;b",
+        '"a1"',
     ],
 )
-def test_a_value_that_is_no_id_is_refused_and_not_repeated(value: bytes) -> None:
+def test_a_value_that_is_no_id_is_refused_and_not_repeated(value: str) -> None:
     with pytest.raises(IdentityInvalid) as refused:
-        identity().peek("127.0.0.1", [(b"X-Account-Id", value)])
+        identity().peek("127.0.0.1", Claims(value))
     assert refused.value.detail == "The value of X-Account-Id is not an account id."
 
 

@@ -9,7 +9,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import jwt
@@ -159,8 +159,13 @@ def signed_bytes(payload: bytes) -> str:
     return f"{head}.{b64(RSAAlgorithm(RSAAlgorithm.SHA256).sign(head.encode(), RSA_KEY))}"
 
 
-def bearing(credentials: str, scheme: str = "Bearer") -> list[tuple[bytes, bytes]]:
-    return [(b"Host", b"x"), (b"Authorization", f"{scheme} {credentials}".encode())]
+class Claims(NamedTuple):
+    authorization: str | None
+    identity: str | None = None
+
+
+def bearing(credentials: str, scheme: str = "Bearer") -> Claims:
+    return Claims(f"{scheme} {credentials}")
 
 
 def ask(identity: TokenIdentity, credentials: str) -> str | None:
@@ -201,7 +206,7 @@ async def test_the_scheme_is_read_in_any_case_and_other_claims_may_name_the_acco
 ) -> None:
     identity = make(claim="account")
     await identity.start()
-    headers = [(b"AUTHORIZATION", b"bEARER " + signed(account="a2", sub=None).encode())]
+    headers = bearing(signed(account="a2", sub=None), "bEARER")
     assert await identity.resolve("", headers) == "a2"
 
 
@@ -216,21 +221,15 @@ async def test_the_upstream_is_told_by_the_gateways_own_header(identity: TokenId
 
 async def test_without_authorization_nobody_asks_whatever_other_headers_say(identity: TokenIdentity) -> None:
     with pytest.raises(IdentityMissing, match="Authorization"):
-        identity.peek("127.0.0.1", [(b"X-Account-Id", b"a1"), (b"Proxy-Authorization", b"Bearer x")])
-
-
-async def test_two_authorizations_are_refused_even_where_they_agree(identity: TokenIdentity) -> None:
-    good = bearing(signed())
-    with pytest.raises(IdentityInvalid, match="several"):
-        identity.peek("127.0.0.1", [*good, (b"authorization", good[1][1])])
+        identity.peek("127.0.0.1", Claims(None, "a1"))
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"Bearer", b"Bearer ", b"Basic YTpi", b"Token x.y.z", b"Bearerx.y.z", b"Bearer\tx.y.z"]
+    "value", ["", "Bearer", "Bearer ", "Basic YTpi", "Token x.y.z", "Bearerx.y.z", "Bearer\tx.y.z"]
 )
-async def test_other_credentials_are_refused(identity: TokenIdentity, value: bytes) -> None:
+async def test_other_credentials_are_refused(identity: TokenIdentity, value: str) -> None:
     with pytest.raises(IdentityInvalid, match="Bearer token"):
-        identity.peek("127.0.0.1", [(b"Authorization", value)])
+        identity.peek("127.0.0.1", Claims(value))
 
 
 @pytest.mark.parametrize(

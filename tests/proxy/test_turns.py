@@ -1,15 +1,17 @@
-"""A crowd does not make the loop's turns long: what is under way goes on between its requests."""
+"""A crowd neither makes the loop's turns long nor comes before everybody else."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from gateway.config import Listen
 from gateway.proxy.listener import BEGUN_A_TURN, Connection, Listener
+from gateway.proxy.turns import Turns
 
 CROWD = 3 * BEGUN_A_TURN + 5
 
@@ -34,11 +36,13 @@ async def listener() -> AsyncIterator[Listener]:
     await listener.plain_requests.cancel()
 
 
-def come(listener: Listener) -> tuple[list[Client], list[int]]:
+def come(listener: Listener, quiet: int = 0) -> tuple[list[Client], list[int]]:
+    """A crowd on one session; behind it one request each of so many quiet sessions."""
     served: list[int] = []
-    clients = [Client(served, number) for number in range(CROWD)]
-    for client in clients:
-        listener.begin(cast(Connection, client), cast(Any, None))
+    clients = [Client(served, number) for number in range(CROWD + quiet)]
+    for number, client in enumerate(clients):
+        plain = SimpleNamespace(target="/hot" if number < CROWD else f"/quiet-{number}")
+        listener.begin(cast(Connection, client), cast(Any, plain))
     return clients, served
 
 
@@ -50,6 +54,25 @@ async def test_a_turn_begins_few_requests_and_all_in_order(listener: Listener) -
         most, before = max(most, len(served) - before), len(served)
     assert served == list(range(CROWD))
     assert most == BEGUN_A_TURN
+
+
+async def test_a_quiet_session_does_not_wait_for_the_crowd(listener: Listener) -> None:
+    _, served = come(listener, quiet=10)
+    await asyncio.sleep(0)
+    assert set(range(CROWD, CROWD + 10)) < set(served)
+    assert len(served) == BEGUN_A_TURN
+
+
+def test_turns_go_round() -> None:
+    turns: Turns[str] = Turns()
+    for item in ("a1", "a2", "a3", "b1", "c1", "c2"):
+        turns.put(item[0], item)
+    assert [turns.take() for _ in range(3)] == ["a1", "b1", "c1"]
+    turns.put("b", "b2")
+    assert [turns.take() for _ in range(4)] == ["a2", "c2", "b2", "a3"]
+    assert not turns
+    with pytest.raises(IndexError):
+        turns.take()
 
 
 async def test_who_left_before_its_turn_is_not_served(listener: Listener) -> None:

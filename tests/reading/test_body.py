@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from gateway.config import DEFAULT_ROUTES, Limits, Route
-from gateway.errors import BodyMalformed, ConfigurationError, MediaTypeUnsupported
+from gateway.errors import BodyMalformed, ConfigurationError, HeadersMalformed, MediaTypeUnsupported
 from gateway.reading.body import BodyRead, BodyReader, RouteBody, applied_ids
 from gateway.reading.document import MAX_DEPTH, MAX_VALUES
+from gateway.reading.headers import HeaderReader, Headers
 
 ROUTES = {(route.operation, route.surface): route for route in DEFAULT_ROUTES}
 ATTACH, REPLACE = ROUTES["attach", "live_room"], ROUTES["replace", "live_room"]
@@ -21,8 +22,12 @@ READER = BodyReader(DEFAULT_ROUTES, Limits(max_batch_products=4))
 JSON = (b"Content-Type", b"application/json")
 
 
+def fields(*pairs: tuple[bytes, bytes]) -> Headers:
+    return HeaderReader("X-Account-Id").read([(b"Host", b"h"), *pairs], (1, 1))
+
+
 def read(raw: bytes | str, route: Route = ATTACH) -> BodyRead:
-    return READER.read(route, raw.encode() if isinstance(raw, str) else raw, [JSON])
+    return READER.read(route, raw.encode() if isinstance(raw, str) else raw, fields(JSON))
 
 
 def refused(raw: bytes | str, route: Route = ATTACH) -> str:
@@ -235,17 +240,18 @@ def test_an_encoded_body_is_refused(value: str) -> None:
 
 def test_media_type_and_coding_are_taken_from_the_fields() -> None:
     raw = b'{"product_id":"a"}'
-    for fields in (
-        [],
-        [(b"Content_Type", b"application/json")],
-        [JSON, JSON],
-        [JSON, (b"content-encoding", b"gzip")],
-        [(b"Content-Type", b"text/plain")],
-        [(b"Content-Type", b"application/json\xff")],
+    for headers in (
+        fields(),
+        fields((b"Content_Type", b"application/json")),
+        fields(JSON, (b"content-encoding", b"gzip")),
+        fields((b"Content-Type", b"text/plain")),
     ):
         with pytest.raises(MediaTypeUnsupported):
-            READER.read(ATTACH, raw, fields)
-    assert READER.read(ATTACH, raw, [(b"CONTENT-TYPE", b"application/json")]).canonical == raw
+            READER.read(ATTACH, raw, headers)
+    for pairs in ((JSON, JSON), ((b"Content-Type", b"application/json\xff"),)):
+        with pytest.raises(HeadersMalformed):
+            fields(*pairs)
+    assert READER.read(ATTACH, raw, fields((b"CONTENT-TYPE", b"application/json"))).canonical == raw
 
 
 def test_replace_takes_exactly_one_product() -> None:
@@ -285,24 +291,24 @@ def test_extra_members_are_read_as_strictly(raw: bytes, says: str) -> None:
 
 
 def test_start_and_end_need_no_body_and_forward_none_of_it() -> None:
-    assert READER.read(START, b"", []) == BodyRead((), {}, b"")
+    assert READER.read(START, b"", fields()) == BodyRead((), {}, b"")
     assert read(b'{"state":"live","product_ids":["p1"]}', START) == BodyRead((), {}, b"{}")
     assert "an object" in refused(b"[]", START)
     assert "twice" in refused(b'{"a":1,"a":1}', START)
     with pytest.raises(MediaTypeUnsupported):
-        READER.read(START, b"a=1", [(b"Content-Type", b"application/x-www-form-urlencoded")])
+        READER.read(START, b"a=1", fields((b"Content-Type", b"application/x-www-form-urlencoded")))
 
 
 @pytest.mark.parametrize("route", [DETACH, FILTER])
 def test_detach_and_filter_take_no_body(route: Route) -> None:
-    assert READER.read(route, b"", []) == BodyRead((), {}, b"")
+    assert READER.read(route, b"", fields()) == BodyRead((), {}, b"")
     assert "takes none" in refused(b"{}", route)
     assert "takes none" in refused(b" ", route)
 
 
 def test_members_of_one_reading_are_nobody_elses() -> None:
-    READER.read(START, b"", []).members["x"] = 1
-    assert READER.read(START, b"", []).members == {}
+    READER.read(START, b"", fields()).members["x"] = 1
+    assert READER.read(START, b"", fields()).members == {}
 
 
 def nested(*pointers: str, **more: Any) -> RouteBody:
