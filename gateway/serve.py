@@ -36,6 +36,7 @@ from gateway.ledger.journal import Journal
 from gateway.ledger.sessions import Sessions
 from gateway.ledger.steps import Ledger
 from gateway.ledger.streams import Streams
+from gateway.policy.evaluate import Verdicts
 from gateway.policy.model import Policy, Product
 from gateway.proxy.dispatch import Dispatcher
 from gateway.proxy.fast import FastLane
@@ -98,7 +99,7 @@ class Gateway:
             identity.build(config.identity, config.limits.id_pattern, self._login), self._limiter
         )
         self._gate = Gate(
-            policy=policy,
+            verdicts=Verdicts(policy),
             bodies=BodyReader(config.routes, config.limits),
             identity=self._identity,
             directory=self._directory,
@@ -248,7 +249,7 @@ class Gateway:
         if self._tls is not None:
             self._tls.reload(config.listen.tls)
         self._admin.reload(config.listen)
-        self._gate.policy = policy
+        self._gate.verdicts = Verdicts(policy)
         self._gate.bodies = BodyReader(config.routes, config.limits)
         self._dispatcher.rules = self._rules(config)
         self._limiter.configure(config.limits)

@@ -14,8 +14,8 @@ from gateway.directory import Directory
 from gateway.identity import Identity
 from gateway.ledger.full import FullSessions
 from gateway.ledger.steps import Ledger
-from gateway.policy.evaluate import evaluate
-from gateway.policy.model import Account, Policy, Surface, Verdict
+from gateway.policy.evaluate import Verdicts
+from gateway.policy.model import Account, Surface, Verdict
 from gateway.reading.body import BodyReader
 from gateway.reading.spelling import IdCheck
 from gateway.reconciler.doubt import Reconciler
@@ -31,7 +31,7 @@ class Gate:
     must have left by then, so that its answer comes, or fails to, while its record is held. `is_id`: whether a text is
     an id."""
 
-    policy: Policy
+    verdicts: Verdicts
     bodies: BodyReader
     identity: Identity
     directory: Directory
@@ -49,4 +49,4 @@ class Gate:
     is_id: IdCheck
 
     def evaluate(self, account: Account, surface: Surface, now: float) -> Verdict:
-        return evaluate(self.policy, account, surface, now)
+        return self.verdicts.of(account, surface, now)

@@ -18,12 +18,15 @@ Pure and quick: two dictionary look-ups, and one hash of the account's id while 
 from __future__ import annotations
 
 from bisect import bisect_right
+from math import inf
 
 from gateway.policy.cases import case_of
 from gateway.policy.model import Account, Policy, Rule, Surface, Verdict, Version
 from gateway.policy.rollout import reached
 
 BEFORE_FIRST_VERSION = "N13"
+MAX_REMEMBERED = 16_384
+"""Verdicts: of one account on one surface each."""
 
 
 def evaluate(policy: Policy, account: Account, surface: Surface, now: float) -> Verdict:
@@ -48,8 +51,28 @@ def evaluate(policy: Policy, account: Account, surface: Surface, now: float) -> 
     return Verdict(None, rule.id, version.id, False, case.standing, rule.message)
 
 
-def next_change(policy: Policy, now: float) -> float | None:
-    """The next time after `now` at which a verdict may change by itself, None where there is none: until then
-    the verdict on an unchanged account may be kept."""
-    index = bisect_right(policy.changes, now)
-    return policy.changes[index] if index < len(policy.changes) else None
+class Verdicts:
+    """`evaluate` for one policy, with what it said last of an account on a surface kept: until the account's record is
+    another one, or a version or a step of a roll-out comes."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._known: dict[tuple[str, Surface], tuple[Account, float, float, Verdict]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, account: Account, surface: Surface, now: float) -> Verdict:
+        key = account.account_id, surface
+        known = self._known.get(key)
+        if known is not None and known[0] is account and known[1] <= now < known[2]:
+            return known[3]
+        verdict = evaluate(self.policy, account, surface, now)
+        if len(self._known) >= MAX_REMEMBERED:
+            self._known.clear()
+        changes = self.policy.changes
+        index = bisect_right(changes, now)
+        since = changes[index - 1] if index else -inf
+        until = changes[index] if index < len(changes) else inf
+        self._known[key] = account, since, until, verdict
+        return verdict

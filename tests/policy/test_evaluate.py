@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.policy import evaluate as module
 from gateway.policy.cases import SPACE
-from gateway.policy.evaluate import evaluate, next_change
+from gateway.policy.evaluate import Verdicts, evaluate
 from gateway.policy.model import Account, Kind, Policy, Rule, Shop, ShopType, Step, Surface, Version
 from gateway.policy.rollout import place
 
@@ -80,11 +83,6 @@ def test_a_version_that_lifts_a_cap_lifts_it_for_everybody_at_once() -> None:
     assert (verdict.cap, verdict.policy_version, verdict.reached) == (None, "new", True)
 
 
-def test_a_verdict_may_change_when_a_version_starts_or_a_rollout_steps() -> None:
-    policy = Policy((OLD, version("new", 200, 0, (150, 10), (250, 50), (300, 100))))
-    assert [next_change(policy, now) for now in (0, 100, 200, 250, 299, 300)] == [100, 200, 250, 300, 300, None]
-
-
 TIMES = st.integers(0, 50).map(float)
 STEPS = st.lists(st.tuples(TIMES, st.sampled_from((0.0, 10.0, 50.0, 100.0))), max_size=3)
 VERSIONS = st.lists(st.tuples(TIMES, st.sampled_from((None, 0, 3)), STEPS), min_size=1, max_size=3)
@@ -100,16 +98,28 @@ def policy_of(versions: Sequence[tuple[float, int | None, list[tuple[float, floa
     )
 
 
-@given(VERSIONS, TIMES, st.sampled_from((FIRST, LAST, account_at(20, 40))))
-def test_until_the_next_change_a_verdict_stays_as_it_is(
-    versions: list[tuple[float, int | None, list[tuple[float, float]]]], now: float, account: Account
+@given(VERSIONS, st.lists(TIMES, min_size=2, max_size=8), st.sampled_from((FIRST, LAST, account_at(20, 40))))
+def test_what_is_remembered_is_what_would_be_said_now(
+    versions: list[tuple[float, int | None, list[tuple[float, float]]]], times: list[float], account: Account
 ) -> None:
     policy = policy_of(versions)
-    change = next_change(policy, now)
-    verdict = evaluate(policy, account, ROOM, now)
-    for later in (now, now + 0.5, now + 1, now + 10, 60.0):
-        if later >= now and (change is None or later < change):
-            assert evaluate(policy, account, ROOM, later) == verdict
+    verdicts = Verdicts(policy)
+    for now in times:
+        for asked in (now, now + 0.5):
+            assert verdicts.of(account, ROOM, asked) == evaluate(policy, account, ROOM, asked)
+
+
+def test_a_verdict_is_remembered_for_one_record_of_an_account_on_one_surface(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = Verdicts(Policy((OLD,)))
+    first = verdicts.of(LAST, ROOM, 150)
+    assert verdicts.of(LAST, ROOM, 151) is first
+    changed = msgspec.structs.replace(LAST, pure_creator=True)
+    assert verdicts.of(changed, ROOM, 151) == evaluate(verdicts.policy, changed, ROOM, 151)
+    assert verdicts.of(LAST, Surface.showcase, 151) == evaluate(verdicts.policy, LAST, Surface.showcase, 151)
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 10)
+    for number in range(50):
+        verdicts.of(msgspec.structs.replace(LAST, account_id=f"a{number}"), ROOM, 151)
+    assert len(verdicts) <= 10
 
 
 @given(VERSIONS, TIMES, TIMES, st.sampled_from((FIRST, LAST, account_at(20, 40))))
