@@ -1,6 +1,6 @@
 """What must be known to decide: who asks, whose session it is, whose products they are.
 
-From the directory's memory where it is fresh, without an await; else all misses at once.
+From the directory's memory where it is fresh (`at_hand`), without an await; else all misses at once (`gather`).
 """
 
 from __future__ import annotations
@@ -22,30 +22,42 @@ class Facts(Struct, frozen=True, gc=False):
 
     account: Account
     session: Session | None
-    products: tuple[Product, ...]
+    products: Sequence[Product]
+
+
+def at_hand(directory: Directory, account_id: str, session_id: str | None, product_ids: Sequence[str]) -> Facts | None:
+    """What the directory has in memory; None where anything of it must be asked. Raises as `gather` does."""
+    account = directory.peek_account(account_id)
+    if account is None:
+        return None
+    session = None
+    if session_id is not None and (session := directory.peek_session(session_id)) is None:
+        return None
+    products = []
+    if account.recorded:
+        for product_id in product_ids:
+            product = directory.peek_product(product_id)
+            if product is None:
+                return None
+            products.append(product)
+    return _checked(account, session, products)
 
 
 async def gather(directory: Directory, account_id: str, session_id: str | None, product_ids: Sequence[str]) -> Facts:
-    """Raises `AccountUnknown`, `SessionUnknown`, `NotSessionOwner`, `SessionEnded`, `ProductUnknown` or
+    """All at once. Raises `AccountUnknown`, `SessionUnknown`, `NotSessionOwner`, `SessionEnded`, `ProductUnknown` or
     `DirectoryUnavailable`. The products of an account that nothing restricts are not asked for."""
     account = directory.peek_account(account_id)
     if account is not None and not account.recorded:
         product_ids = ()
-    session = directory.peek_session(session_id) if session_id is not None else None
-    products: list[Product] = []
-    for product_id in product_ids:
-        product = directory.peek_product(product_id)
-        if product is None:
-            break
-        products.append(product)
-    known = len(products) == len(product_ids)
-    if account is None or (session is None and session_id is not None) or not known:
-        account, session, products = await _ask(directory, account_id, session_id, product_ids)
+    return _checked(*await _ask(directory, account_id, session_id, product_ids))
+
+
+def _checked(account: Account, session: Session | None, products: list[Product]) -> Facts:
     if session is not None:
-        check_owner(session, account_id)
+        check_owner(session, account.account_id)
         if session.state is SessionState.ended:
             raise SessionEnded(f"Session {session.session_id} has ended: nothing can be attached to it any more.")
-    return Facts(account, session, tuple(products))
+    return Facts(account, session, products)
 
 
 async def caller(identity: Identity, incoming: Asking) -> str:

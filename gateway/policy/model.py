@@ -67,7 +67,7 @@ class Account(msgspec.Struct, frozen=True, gc=False):
     @property
     def recorded(self) -> bool:
         """Whether foreign products of this account go through the ledger, restricted today or not."""
-        return self.standing in (Standing.official, Standing.pure_creator)
+        return self.kind is Kind.official and self.shop is not None and self.shop.status == "open"
 
     def owns(self, product: Product) -> bool:
         return self.shop is not None and self.shop.status == "open" and product.shop_id == self.shop.shop_id

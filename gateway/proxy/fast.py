@@ -42,6 +42,7 @@ _UNUSUAL = frozenset(
     )
 )
 _WITHOUT_BODY = frozenset((204, 304))
+_SURFACES: dict[str, Surface] = {surface.value: surface for surface in Surface}
 MAX_REMEMBERED = 8192
 MAX_REMEMBERED_BYTES = 1024
 """Of an address, or of a block of header fields."""
@@ -147,7 +148,8 @@ class FastLane:
 
     async def answer(self, incoming: PlainIncoming, *, closing: bool) -> tuple[bytes, bool]:
         """The whole answer as bytes, and whether the connection ends with it."""
-        decision = Decision("attach", Surface(incoming.match.route.surface), incoming.language, self._wall_clock())
+        surface = _SURFACES[incoming.match.route.surface]
+        decision = Decision("attach", surface, incoming.language, self._wall_clock())
         reply = await self._answer(incoming, decision)
         closes = closing or decision.closes
         return encode(reply, closes=closes), closes
