@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.errors import BodyMalformed, UpstreamTimeout
 from gateway.policy.model import Surface
 from gateway.telemetry import MAX_CHILDREN, MAX_TEXT_CHARS, Telemetry, configure_logging
+from gateway.telemetry.counts import BUCKETS, Counts, Durations
 
 
 @pytest.fixture
@@ -107,6 +110,16 @@ class TestMetrics:
         assert value(telemetry, "errors_total", reason="other") == 50
         assert telemetry.exposition()[0].count(b"attachgate_errors_total{") == MAX_CHILDREN + 1
 
+    def test_labels_of_durations_are_bounded(self, telemetry: Telemetry) -> None:
+        series = b"attachgate_ledger_seconds_count{"
+        known = telemetry.exposition()[0].count(series)
+        for number in range(MAX_CHILDREN):
+            telemetry.ledger_took(f"step {number}", 0.1)
+        telemetry.ledger_took("reserve", 0.1)
+        assert value(telemetry, "ledger_seconds_count", step="reserve") == 1
+        assert value(telemetry, "ledger_seconds_count", step="other") == known
+        assert telemetry.exposition()[0].count(series) == MAX_CHILDREN + 1
+
     @pytest.mark.parametrize(
         ("accept", "content_type"),
         [("", "text/plain"), ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text")],
@@ -122,6 +135,53 @@ class TestMetrics:
         body = telemetry.exposition()[0].decode()
         names = {family.name for family in text_string_to_metric_families(body)}
         assert {"attachgate_decisions", "attachgate_request_seconds", "attachgate_directory"} <= names
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+class TestPlainNumbersReadAsTheLibrarysOwn:
+    """`theirs` is fed the same as `ours`; one clock stands still, since each series says when it was made."""
+
+    @pytest.fixture(autouse=True)
+    def _one_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("time.time", lambda: 1_780_000_000.25)
+
+    @pytest.fixture
+    def ours(self) -> CollectorRegistry:
+        return CollectorRegistry(auto_describe=True)
+
+    @pytest.fixture
+    def theirs(self) -> CollectorRegistry:
+        return CollectorRegistry(auto_describe=True)
+
+    def same(self, ours: CollectorRegistry, theirs: CollectorRegistry, accept: str) -> None:
+        encode, _ = choose_encoder(accept)
+        assert list(ours.collect()) == list(theirs.collect())
+        assert encode(ours) == encode(theirs)
+
+    def test_a_counter(self, ours: CollectorRegistry, theirs: CollectorRegistry, accept: str) -> None:
+        counts = Counts("seen_total", "What was\nseen", "surface", "rule")
+        ours.register(counts)
+        counter = Counter("seen_total", "What was\nseen", ("surface", "rule"), registry=theirs)
+        self.same(ours, theirs, accept)
+        for surface, rule in ((Surface.showcase, "N4"), ("", 'N"3\n\\'), (Surface.showcase, "N4"), ("showcase", "N4")):
+            counts.add((surface, rule))
+            counter.labels(surface, rule).inc()
+        counts.add(("", "none yet"), 0)
+        counter.labels("", "none yet")
+        self.same(ours, theirs, accept)
+
+    def test_a_histogram(self, ours: CollectorRegistry, theirs: CollectorRegistry, accept: str) -> None:
+        durations = Durations("took_seconds", "How long", "step", ("reserve", "commit"))
+        ours.register(durations)
+        histogram = Histogram("took_seconds", "How long", ("step",), buckets=BUCKETS, registry=theirs)
+        for step in ("reserve", "commit"):
+            histogram.labels(step)
+        self.same(ours, theirs, accept)
+        for seconds in (-0.1, 0.0, *BUCKETS, *(bound * 1.001 for bound in BUCKETS), 0.3, 1e9):
+            for step in ("commit", "new"):
+                durations.observe(step, seconds)
+                histogram.labels(step).observe(seconds)
+        self.same(ours, theirs, accept)
 
 
 @pytest.fixture

@@ -1,0 +1,16 @@
+"""What the gateway tells its operators: metrics for Prometheus (`metrics`, and the numbers of the hot path in
+`counts`), and log lines as JSON (`logs`).
+"""
+
+from gateway.telemetry.counts import MAX_CHILDREN
+from gateway.telemetry.logs import MAX_TEXT_CHARS, configure_logging, without_secrets
+from gateway.telemetry.metrics import DirectoryCounts, Telemetry
+
+__all__ = [
+    "MAX_CHILDREN",
+    "MAX_TEXT_CHARS",
+    "DirectoryCounts",
+    "Telemetry",
+    "configure_logging",
+    "without_secrets",
+]
