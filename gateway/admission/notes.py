@@ -23,7 +23,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import msgspec
@@ -49,6 +49,7 @@ log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 _Waiting = tuple[Decision, Verdict, str, Sequence[str], bool, int]
+"""Decision, verdict, reason, products refused, whether the entry `tells` the room's clients, the upstream's status."""
 
 
 class Notes:
@@ -71,7 +72,8 @@ class Notes:
 
     def refused(self, decision: Decision, reason: str, refused: Sequence[str], *, told: bool) -> None:
         """The policy refused these of the products. `told`: a ledger step tells the room's clients."""
-        self._add((decision, "refused", reason, refused, not told, 0))
+        tells = not told and bool(decision.session_id)
+        self._add((decision, "refused", reason, refused, tells, 0))
 
     def failed(self, decision: Decision, error: GatewayError) -> None:
         """It was answered with an error: `refused` where that was the client's fault."""
@@ -112,26 +114,15 @@ class Notes:
 
     async def _flush(self) -> bool:
         """Write one batch; False where not all of it could be written, and what was not waits on."""
-        self._bucket = (self._bucket + 1) % BUCKETS
-        batch: dict[int, list[_Waiting]] = {}
-        notes: dict[int, list[Note]] = {}
-        taken = 0
-        for waiting in islice(self._waiting, BATCH):
-            note = self._note(*waiting)
-            bucket = bucket_of(note.session_id) if note.kind == "refused" else self._turn(notes)
-            found = notes.setdefault(bucket, [])
-            if len(found) == BATCH_OF_A_BUCKET:
-                break
-            found.append(note)
-            batch.setdefault(bucket, []).append(waiting)
-            taken += 1
+        batch = self._batch()
+        notes = {bucket: [self._note(*waiting) for waiting in share] for bucket, share in batch.items()}
         if dropped := self._dropped:
             said = Note("dropped", "", "", _encode({"count": dropped, "gateway": self._gateway}))
             notes.setdefault(self._bucket, []).append(said)
         writes = self._streams.write(notes)
         results = await asyncio.gather(*(future for _, future in writes), return_exceptions=True)
         # What was added meanwhile stands behind the batch.
-        for _ in range(taken):
+        for _ in range(sum(map(len, batch.values()))):
             self._waiting.popleft()
         failed: list[_Waiting] = []
         for (buckets, _), result in zip(writes, results, strict=True):
@@ -145,16 +136,33 @@ class Notes:
         self._waiting.extendleft(reversed(failed))
         return not failed
 
-    def _turn(self, notes: Mapping[int, Sequence[Note]]) -> int:
-        """The bucket whose turn it is to take decisions; the next one where it has its share of a batch."""
-        if len(notes.get(self._bucket, ())) >= BATCH_OF_A_BUCKET:
-            self._bucket = (self._bucket + 1) % BUCKETS
-        return self._bucket
+    def _batch(self) -> dict[int, list[_Waiting]]:
+        """The first of what waits, by the bucket that it goes to: a refusal that tells clients to its session's, the
+        rest to the one whose turn it is, and to the next where that has its share."""
+        self._bucket = (self._bucket + 1) % BUCKETS
+        batch: dict[int, list[_Waiting]] = {}
+        for waiting in islice(self._waiting, BATCH):
+            decision, tells = waiting[0], waiting[4]
+            if tells:
+                bucket = bucket_of(decision.session_id or "")
+            else:
+                if len(batch.get(self._bucket, ())) >= BATCH_OF_A_BUCKET:
+                    self._bucket = (self._bucket + 1) % BUCKETS
+                bucket = self._bucket
+            share = batch.get(bucket)
+            if share is None:
+                share = batch[bucket] = []
+            elif len(share) == BATCH_OF_A_BUCKET:
+                break
+            share.append(waiting)
+        return batch
 
     def _note(
-        self, decision: Decision, verdict: Verdict, reason: str, refused: Sequence[str], untold: bool, status: int
+        self, decision: Decision, verdict: Verdict, reason: str, refused: Sequence[str], tells: bool, status: int
     ) -> Note:
         judged = decision.verdict
+        used = decision.used
+        cap = judged.cap if judged is not None else None
         document = Decided(
             at_ms=round(decision.now * 1000),
             account_id=decision.account_id or "",
@@ -164,16 +172,15 @@ class Notes:
             reason=reason,
             rule=judged.rule if judged is not None else "",
             policy_version=judged.policy_version if judged is not None else "",
-            used=decision.used,
-            cap=decision.cap,
+            used=used,
+            cap=cap,
             products=decision.asked,
             refused=refused,
             status=status,
             gateway=self._gateway,
         )
         session_id = decision.session_id or ""
-        if untold and session_id:
+        if tells:
             products = " ".join(refused)
-            used, cap = decision.used or 0, decision.cap or 0
-            return Note("refused", session_id, decision.id, _encode(document), products, used, cap)
+            return Note("refused", session_id, decision.id, _encode(document), products, used or 0, cap or 0)
         return Note("decision", session_id, decision.id, _encode(document))

@@ -10,9 +10,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.admission import notes
+from gateway.admission.decision import Decision
 from gateway.config import Ledger
 from gateway.ledger.lines import line_of
+from gateway.ledger.steps import bucket_of
 from gateway.ledger.streams import Note, Streams
+from gateway.policy.model import Surface
 from tests.admission.world import HOLD_SECONDS, Line, World, until
 from tests.listener.test_live import following
 
@@ -118,6 +121,42 @@ async def test_the_streams_stay_capped_and_expire(world: World) -> None:
         await written
     assert await world.redis.xlen("ag:{5}:e") < 150
     assert await world.redis.pttl("ag:{5}:e") > 0
+
+
+async def test_no_bucket_gets_more_than_its_share_of_a_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = world.gateways[0]
+    shares: list[dict[int, int]] = []
+    write = Streams.write
+
+    def watched(streams: Streams, batch: dict[int, list[Note]]) -> Any:
+        shares.append({bucket: len(found) for bucket, found in batch.items()})
+        return write(streams, batch)
+
+    monkeypatch.setattr(Streams, "write", watched)
+    waiting = notes.Notes(Streams(gateway._connection, Ledger()), gateway.telemetry)
+    rooms, surfaces = [], []
+    for n in range(600):
+        decision = Decision("attach", Surface.live_room, "en", float(n))
+        decision.session_id = None if n % 6 == 5 else "one room"
+        if n % 2:
+            waiting.refused(decision, "foreign_not_allowed", ["p"], told=False)
+        else:
+            waiting.allowed(decision, 200)
+        (rooms if n % 2 and decision.session_id else surfaces).append(decision.id)
+    await waiting.close()
+    assert max(max(share.values()) for share in shares) == notes.BATCH_OF_A_BUCKET
+    assert max(sum(share.values()) for share in shares) <= notes.BATCH
+    found = await lines(world)
+    told = [line for line in found if line.get("event") == "refused"]
+    assert {line["bucket"] for line in told} == {bucket_of("one room")}
+    assert [line["decision_id"] for line in told] == rooms, "in the order in which they were decided"
+    assert sorted(line["decision_id"] for line in found if "event" not in line) == sorted(surfaces)
+
+    shares.clear()
+    for n in range(notes.BATCH):
+        waiting.allowed(Decision("attach", Surface.live_room, "en", float(n)), 200)
+    await waiting.close()
+    assert [list(share.values()) for share in shares] == [[notes.BATCH_OF_A_BUCKET] * 8], "the next bucket takes more"
 
 
 async def test_while_redis_is_away_decisions_wait_and_then_are_dropped_and_counted(
