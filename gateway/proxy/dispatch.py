@@ -41,7 +41,6 @@ from gateway.reading.address import Address, read_target
 from gateway.reading.client import client_address
 from gateway.reading.headers import Headers, forwarding
 
-A = TypeVar("A")
 R = TypeVar("R", bound=web.StreamResponse)
 
 log = structlog.get_logger(__name__)
@@ -89,7 +88,14 @@ class Dispatcher:
         began = perf_counter()
         language = refusals.language(request.headers.get("Accept-Language"))
         decision = Decision("pass", None, language, self.gate.wall_clock())
-        answer = await self._answered(self._route(request, decision), decision)
+        answer: web.StreamResponse | Reply
+        self._in_hand += 1
+        try:
+            answer = await self._route(request, decision)
+        except Exception as error:
+            answer = await self._failed(error, decision)
+        finally:
+            self._let_go()
         response = answer if isinstance(answer, web.StreamResponse) else _response(answer)
         if (self.draining or decision.closes) and not response.prepared:
             response.force_close()
@@ -99,33 +105,33 @@ class Dispatcher:
     async def attach(self, incoming: PlainIncoming, decision: Decision) -> Reply:
         """An attach that the fast lane recognised."""
         began = perf_counter()
+        self._in_hand += 1
         try:
             self._let_in(incoming.peer_ip, incoming.headers, decision)
-        except GatewayError as error:
-            return failure(self.gate, decision, error)
-        reply = await self._answered(attach(self.gate, incoming, decision), decision)
+            reply = await attach(self.gate, incoming, decision)
+        except Exception as error:
+            reply = await self._failed(error, decision)
+        finally:
+            self._let_go()
         self.gate.telemetry.request_took("attach", perf_counter() - began)
         return reply
 
-    async def _answered(self, work: Coroutine[Any, Any, A], decision: Decision) -> A | Reply:
-        """The work's answer, or the one that its failure calls for."""
-        self._in_hand += 1
-        try:
-            return await work
-        except GatewayError as error:
-            decision.closes = error.closes
-            if decision.account_id is not None:
-                await remaining.tell(self.gate, decision, decision.account_id, error)
-            return failure(self.gate, decision, error)
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception:
-            log.exception("request_failed", decision_id=decision.id, operation=decision.operation)
+    async def _failed(self, error: Exception, decision: Decision) -> Reply:
+        """The answer that a failure calls for. A client that has gone needs none: raises the error again."""
+        if isinstance(error, ConnectionError):
+            raise error
+        if not isinstance(error, GatewayError):
+            log.error("request_failed", decision_id=decision.id, operation=decision.operation, exc_info=error)
             return failure(self.gate, decision, InternalError(UNFORESEEN))
-        finally:
-            self._in_hand -= 1
-            if self._in_hand == 0:
-                self._nothing_in_hand.set()
+        decision.closes = error.closes
+        if decision.account_id is not None:
+            await remaining.tell(self.gate, decision, decision.account_id, error)
+        return failure(self.gate, decision, error)
+
+    def _let_go(self) -> None:
+        self._in_hand -= 1
+        if self._in_hand == 0:
+            self._nothing_in_hand.set()
 
     async def _route(self, request: web.BaseRequest, decision: Decision) -> web.StreamResponse | Reply:
         rules = self.rules
