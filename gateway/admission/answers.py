@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from gateway import refusals
-from gateway.admission.decision import Decision, Reply, encoded
+from gateway.admission.decision import Decision, Reply
 from gateway.admission.gate import Gate
 from gateway.errors import GatewayError, MethodNotAllowed
 from gateway.ledger.lines import rfc3339
@@ -52,7 +52,7 @@ def refusal(
     )
     gate.telemetry.refused(decision.surface, refusals.refused_by(decision.verdict, reason), reason)
     gate.notes.refused(decision, reason, refused, told=told and snapshot is not None)
-    return Reply(403, encoded(refusals.headers(decision.language)) + decision.headers(), body)
+    return Reply(403, [decision.header()], body, alike=decision.lines(refusals.headers(decision.language)))
 
 
 def failure(gate: Gate, decision: Decision, error: GatewayError) -> Reply:
@@ -67,9 +67,9 @@ def failure(gate: Gate, decision: Decision, error: GatewayError) -> Reply:
     gate.telemetry.failed(error, decision.id, decision.session_id, decision.client)
     gate.notes.failed(decision, error)
     status, headers, body = refusals.answer(problem, decision.language, error.retry_after_seconds)
-    found = encoded(headers) + decision.headers()
+    found = [decision.header()]
     if status == 401:
         found.append((b"WWW-Authenticate", gate.identity.challenge))
     if isinstance(error, MethodNotAllowed):
         found.append((b"Allow", error.allow.encode()))
-    return Reply(status, found, body)
+    return Reply(status, found, body, alike=decision.lines(headers))

@@ -19,7 +19,7 @@ from gateway.config import Operation
 from gateway.policy.model import Surface, Verdict
 from gateway.reading.headers import Headers
 from gateway.reading.routes import Match
-from gateway.refusals import Language, rate_limit_headers
+from gateway.refusals import HeaderList, Language, rate_limit_headers
 
 Header = tuple[bytes, bytes]
 
@@ -32,13 +32,8 @@ def next_decision_id() -> str:
     return f"{_process}{next(_numbers):x}"
 
 
-@lru_cache(maxsize=1024)
-def _encoded(headers: tuple[tuple[str, str], ...]) -> tuple[Header, ...]:
-    return tuple((name.encode(), value.encode()) for name, value in headers)
-
-
-def encoded(headers: tuple[tuple[str, str], ...]) -> list[Header]:
-    return list(_encoded(headers))
+def encoded(headers: HeaderList) -> list[Header]:
+    return [(name.encode(), value.encode()) for name, value in headers]
 
 
 class Asking(Protocol):
@@ -67,13 +62,32 @@ class Incoming(Asking, Protocol):
         ...
 
 
+class Lines(Struct, frozen=True, gc=False):
+    """Header fields that many answers have alike. `wire`: the same as they go over the connection."""
+
+    fields: Sequence[Header] = ()
+    wire: bytes = b""
+
+
+@lru_cache(maxsize=1024)
+def rate_limit_lines(cap: int | None, remaining: int | None, *more: HeaderList) -> Lines:
+    """`RateLimit-Policy` and `RateLimit`, and more that goes with them."""
+    fields = [field for headers in (rate_limit_headers(cap, remaining), *more) for field in encoded(headers)]
+    return Lines(fields, b"".join([b"%b: %b\r\n" % field for field in fields]))
+
+
+_NO_LINES = Lines()
+
+
 class Reply(Struct, gc=False):
-    """A whole answer. `phrase` is empty where the status' own will do."""
+    """A whole answer; `headers` are its own ones, `alike` come besides. `phrase` is empty where the status' own will
+    do."""
 
     status: int
     headers: list[Header]
     body: bytes
     phrase: bytes = b""
+    alike: Lines = _NO_LINES
 
 
 Doing = Operation | Literal["pass", "view"]
@@ -117,9 +131,11 @@ class Decision:
             return None
         return max(0, cap - (self.used or 0))
 
-    def headers(self) -> list[Header]:
-        found = [(b"Attachgate-Decision", self.id.encode())]
-        cap = self.cap
-        if self.operation == "attach" and cap is not None:
-            found += encoded(rate_limit_headers(cap, self.remaining))
-        return found
+    def header(self) -> Header:
+        return b"Attachgate-Decision", self.id.encode()
+
+    def lines(self, *more: HeaderList) -> Lines:
+        """What an answer to an attach says of the cap; and `more`."""
+        if self.operation != "attach":
+            return rate_limit_lines(None, None, *more)
+        return rate_limit_lines(self.cap, self.remaining, *more)

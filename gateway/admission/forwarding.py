@@ -63,4 +63,5 @@ def upstream_reply(answer: UpstreamAnswer, decision: Decision) -> Reply:
         for name, value in answer.headers
         if (lower := name.lower()) not in _LEFT_OUT and lower not in named
     ]
-    return Reply(answer.status, headers + decision.headers(), answer.body, answer.phrase)
+    headers.append(decision.header())
+    return Reply(answer.status, headers, answer.body, answer.phrase, decision.lines())

@@ -216,7 +216,7 @@ class Asker(Struct, frozen=True):
 
 def _response(reply: Reply) -> Whole:
     headers: CIMultiDict[str] = CIMultiDict()
-    for name, value in reply.headers:
+    for name, value in (*reply.headers, *reply.alike.fields):
         headers.add(name.decode("latin-1"), value.decode("latin-1"))
     phrase = reply.phrase.decode("latin-1") or None
     if reply.status in _WITHOUT_BODY:

@@ -163,7 +163,7 @@ def _date(now: int) -> bytes:
 def encode(reply: Reply, *, closes: bool) -> bytes:
     """A reply on the wire (RFC 9112)."""
     status_line = None if reply.phrase else _STATUS_LINES.get(reply.status)
-    parts = [status_line or b"HTTP/1.1 %d %b\r\n" % (reply.status, reply.phrase)]
+    parts = [status_line or b"HTTP/1.1 %d %b\r\n" % (reply.status, reply.phrase), reply.alike.wire]
     dated = False
     for name, value in reply.headers:
         parts += (name, b": ", value, b"\r\n")

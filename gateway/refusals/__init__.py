@@ -8,6 +8,7 @@ this package's.
 from gateway.refusals.advice import Help, SlotView, beijing_time, say
 from gateway.refusals.document import (
     Answer,
+    HeaderList,
     PolicyReason,
     Problem,
     ProductVerdict,
@@ -26,6 +27,7 @@ from gateway.refusals.language import DEFAULT_LANGUAGE, Language, language
 __all__ = [
     "DEFAULT_LANGUAGE",
     "Answer",
+    "HeaderList",
     "Help",
     "Language",
     "PolicyReason",

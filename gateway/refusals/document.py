@@ -279,7 +279,6 @@ def answer(problem: Problem, language: Language, retry_after_seconds: int | None
     return Answer(problem.status, headers(language, retry_after_seconds), encode(problem))
 
 
-@lru_cache(maxsize=1024)
 def rate_limit_headers(cap: int | None, remaining: int | None) -> HeaderList:
     """`RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers) of an answer on an attach
     route: none where no cap holds, only the first where what remains is not known."""

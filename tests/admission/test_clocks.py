@@ -21,6 +21,7 @@ HARMLESS = {
     "load/command.py": "the date on a report",
     "proxy/fast.py": "the answer's Date",
     "reconciler/recall.py": "how old a journal's entry may be: days, give or take an hour",
+    "telemetry/counts.py": "since when a metric counts, for whoever reads it",
     "serve.py": "which policy version is in force: the cap comes with each call, and the ledger keeps no verdict",
 }
 """Where a wall clock is read, and why it may be an hour off. All else is measured on this machine's monotonic clock,
