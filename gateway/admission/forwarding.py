@@ -8,11 +8,6 @@ from gateway.admission.decision import Decision, Header, Incoming, Reply
 from gateway.admission.gate import Gate
 from gateway.upstream.pool import UpstreamAnswer
 
-_HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"upgrade")
-)
-_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-_LEFT_OUT = _HOP_BY_HOP | _FRAMING
 _JSON: Header = (b"Content-Type", b"application/json")
 
 
@@ -51,17 +46,6 @@ async def forward(
 
 
 def upstream_reply(answer: UpstreamAnswer, decision: Decision) -> Reply:
-    """The upstream's answer as the client gets it: unchanged but for hop-by-hop headers (RFC 9110 7.6.1) and ours."""
-    named = {
-        token.strip().lower()
-        for name, value in answer.headers
-        if name.lower() == b"connection"
-        for token in value.split(b",")
-    }
-    headers = [
-        (name, value)
-        for name, value in answer.headers
-        if (lower := name.lower()) not in _LEFT_OUT and lower not in named
-    ]
-    headers.append(decision.header())
+    """The upstream's answer as the client gets it: unchanged but for the headers that we add."""
+    headers = [*answer.headers, decision.header()]
     return Reply(answer.status, headers, answer.body, answer.phrase, decision.lines())

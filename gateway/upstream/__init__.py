@@ -1,1 +1,1 @@
-"""The product-attach API: requests on lean connections (`pool`), and a session's products (`listing`)."""
+"""The product-attach API: lean connections (`pool`), their answers (`answer`), a session's products (`listing`)."""

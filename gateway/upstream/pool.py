@@ -13,25 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
-import httptools
 from msgspec import Struct
 
 from gateway import tls
 from gateway.config import Upstream
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from gateway.tasks import within
+from gateway.upstream.answer import Head, Header, Heads, Reading
 from gateway.upstream.places import Places, Share
 
-MAX_OVERHEAD_BYTES = 65_536
-"""Of an answer, all that is not its body: status line, fields, chunk sizes, interim answers, trailers. As many bytes as
-the body has may come on top, for a body in tiny chunks."""
-
-_VERSIONS = frozenset(("1.0", "1.1"))
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _MEANT_TO_HAVE_A_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 
@@ -40,47 +33,38 @@ class NotSent(UpstreamUnreachable):
 
 
 class UpstreamAnswer(Struct, gc=False):
-    """The upstream's answer, whole. `headers` as they came, in order."""
+    """The upstream's answer, whole. `headers`: the end-to-end ones, as they came, in order."""
 
     status: int
     phrase: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: Sequence[Header]
     body: bytes
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; at most one request at a time.
+    """One connection; at most one request at a time. `heads`: what the pool's upstream was read as so far.
 
     Each phase has its limit: the upstream may stand still for `stall_seconds` in taking the request and between the
-    bytes of its answer, and has `response_timeout_seconds` for all of it.
+    bytes of its answer, and has `response_timeout_seconds` for all of it. One timer serves all requests: it stays armed
+    when an answer is there, and what it finds when it is due decides. It is never armed for later than the next
+    request's first look, since the limits are the same for each.
     """
 
-    def __init__(self, limits: Upstream) -> None:
+    def __init__(self, limits: Upstream, heads: Heads) -> None:
         self._limits = limits
+        self._heads = heads
+        self._reading = Reading(limits.max_answer_bytes)
+        self._first_look_seconds = min(limits.stall_seconds, limits.response_timeout_seconds)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._deadline = self._heard = 0.0
+        self._deadline = self._look_at = self._heard = 0.0
         self._unsent = 0
         self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[UpstreamAnswer] | None = None
+        self._answering = False
         self._lost = False
         self.idle_since = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[UpstreamAnswer] | None = None
-        self._body: list[bytes] = []
-        self._size = 0
-        self._received = 0
-        self._finished = False
         self.reusable = True
-        self._reset_head()
-
-    def _reset_head(self) -> None:
-        self._phrase = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._head_done = False
-        self._ended_by_close = False
 
     @property
     def usable(self) -> bool:
@@ -93,42 +77,50 @@ class _Connection(asyncio.Protocol):
         if not self.usable:
             raise NotSent("The upstream closed the connection before the request was sent.")
         assert self._transport is not None
-        self._reset()
-        self.reusable = False
-        self._waiter = self._loop.create_future()
+        self.reusable = self._answering = False
+        waiter = self._waiter = self._loop.create_future()
         self._transport.write(request)
         self._unsent = self._transport.get_write_buffer_size()
-        self._deadline = self._loop.time() + self._limits.response_timeout_seconds
-        first = min(self._limits.stall_seconds, self._limits.response_timeout_seconds)
-        self._timer = self._loop.call_later(first, self._look)
-        return self._waiter
+        now = self._loop.time()
+        self._deadline = now + self._limits.response_timeout_seconds
+        self._look_at = now + self._first_look_seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._look_at, self._look)
+        return waiter
 
     def _look(self) -> None:
         """Whether the exchange still moves; looked at again when it might not."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        now = self._loop.time()
+        if now >= self._look_at and (problem := self._stands_still(now)):
+            self._fail(UpstreamTimeout(problem))
+            return
+        self._timer = self._loop.call_at(self._look_at, self._look)
+
+    def _stands_still(self, now: float) -> str | None:
+        """Why not to wait any longer, or None, and then `_look_at` is when to look again."""
         assert self._transport is not None
-        now, stall = self._loop.time(), self._limits.stall_seconds
+        stall = self._limits.stall_seconds
         before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
         again = now + stall
         if now >= self._deadline:
-            limit = self._limits.response_timeout_seconds
-            return self._fail(UpstreamTimeout(f"The upstream did not answer within {limit} s."))
-        if self._head_done:
+            return f"The upstream did not answer within {self._limits.response_timeout_seconds} s."
+        if self._answering and self._reading.head_done:
             again = self._heard + stall
             if now >= again:
-                return self._fail(UpstreamTimeout(f"The upstream's answer stopped for {stall} s."))
+                return f"The upstream's answer stopped for {stall} s."
         elif before and before == self._unsent:
-            return self._fail(UpstreamTimeout(f"The upstream took nothing of the request for {stall} s."))
-        self._timer = self._loop.call_at(min(again, self._deadline), self._look)
+            return f"The upstream took nothing of the request for {stall} s."
+        self._look_at = min(again, self._deadline)
         return None
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def abort(self) -> None:
         self._lost = True
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -139,66 +131,32 @@ class _Connection(asyncio.Protocol):
         if self._waiter is None:
             self.abort()
             return
-        self._heard = self._loop.time()
-        self._received += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail(UpstreamUnreachable("The upstream changed the protocol without having been asked to."))
-        except httptools.HttpParserError as error:
-            self._fail(UpstreamUnreachable(f"The upstream's answer is not HTTP: {error}."))
-        if self._received - self._size > MAX_OVERHEAD_BYTES + self._size:
-            self._fail(UpstreamUnreachable(f"The upstream's answer has more than {MAX_OVERHEAD_BYTES} bytes of head."))
-
-    def on_message_begin(self) -> None:
-        if self._finished:
-            self.abort()
-
-    def on_status(self, phrase: bytes) -> None:
-        self._phrase += phrase
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Trailers go no further: they come too late to be judged with the fields."""
-        if not self._head_done:
-            self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._head_done = True
-        named = {name.lower() for name, _ in self._headers}
-        self._ended_by_close = not named & {b"content-length", b"transfer-encoding"}
-        codings = [value.lower() for name, value in self._headers if name.lower() == b"transfer-encoding"]
-        if codings not in ([], [b"chunked"]):
-            self._fail(UpstreamUnreachable("The upstream's answer has a transfer coding that this gateway can't undo."))
-        if self._parser.get_http_version() not in _VERSIONS or self._parser.get_status_code() < 100:
-            self._fail(UpstreamUnreachable("The upstream's answer is not HTTP/1.1."))
-
-    def on_body(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size > self._limits.max_answer_bytes:
-            limit = self._limits.max_answer_bytes
-            self._fail(UpstreamUnreachable(f"The upstream's answer is over {limit} bytes."))
+        reading, first = self._reading, not self._answering
+        if first:
+            head = self._heads.of(data)
+            if head is not None:
+                self._finish(head, data[head.size :])
+                return
+            self._answering = True
+            reading.begin()
+        reading.feed(data)
+        if reading.done:
+            if first:
+                self._heads.learn(data, reading)
+            self._finish(reading.head, reading.body)
+            if reading.behind:
+                self.abort()
+        elif reading.problem:
+            self._fail(UpstreamUnreachable(reading.problem))
         else:
-            self._body.append(chunk)
+            self._heard = self._loop.time()
 
-    def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status == 101:
-            self._fail(UpstreamUnreachable("The upstream changed the protocol without having been asked to."))
-        elif status < 200:
-            self._reset_head()
-        else:
-            # Where the request is not out yet, its rest would be taken for the next one.
-            whole = self._transport is not None and self._transport.get_write_buffer_size() == 0
-            self.reusable = whole and bool(self._parser.should_keep_alive())
-            self._finish(status)
-
-    def _finish(self, status: int) -> None:
-        self._finished = True
-        self._stop_timer()
+    def _finish(self, head: Head, body: bytes) -> None:
         waiter, self._waiter = self._waiter, None
+        # Where the request is not out yet, its rest would be taken for the next one.
+        self.reusable = head.keeps and self._transport is not None and self._transport.get_write_buffer_size() == 0
         if waiter is not None and not waiter.done():
-            phrase = b"" if _CONTROL.search(self._phrase) else self._phrase
-            waiter.set_result(UpstreamAnswer(status, phrase, self._headers, b"".join(self._body)))
+            waiter.set_result(UpstreamAnswer(head.status, head.phrase, head.headers, body))
 
     def _fail(self, error: UpstreamUnreachable | UpstreamTimeout) -> None:
         waiter, self._waiter = self._waiter, None
@@ -208,8 +166,10 @@ class _Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._lost = True
-        if self._waiter is not None and self._head_done and self._ended_by_close:
-            self._finish(self._parser.get_status_code())
+        if self._waiter is not None and self._answering:
+            self._reading.end()
+            if self._reading.done:
+                self._finish(self._reading.head, self._reading.body)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -233,6 +193,7 @@ class Pool:
         self._host_line = b" HTTP/1.1\r\nHost: " + parts.netloc.rpartition("@")[2].encode() + b"\r\n"
         self._config = config
         self._clock = clock
+        self._heads = Heads()
         self._idle: list[_Connection] = []
         self._places = Places(routes, config.max_connections, config.max_queue)
         self._closed = False
@@ -246,7 +207,7 @@ class Pool:
         self,
         method: str,
         path: str,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: Sequence[Header],
         body: bytes | None,
         *,
         route: str = "",
@@ -270,7 +231,7 @@ class Pool:
         finally:
             self._release(connection, share)
 
-    def _written(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes | None) -> bytes:
+    def _written(self, method: str, path: str, headers: Sequence[Header], body: bytes | None) -> bytes:
         lines = [method.encode(), b" ", self._prefix, path.encode("ascii"), self._host_line]
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
@@ -305,7 +266,7 @@ class Pool:
         try:
             async with within(self._config.connect_timeout_seconds):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._config), self._host, self._port, ssl=self._tls
+                    lambda: _Connection(self._config, self._heads), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             limit = self._config.connect_timeout_seconds

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from gateway.config import Upstream
 from gateway.errors import GatewayError, Overloaded, UpstreamTimeout, UpstreamUnreachable
-from gateway.upstream.pool import MAX_OVERHEAD_BYTES, NotSent, Pool, UpstreamAnswer
+from gateway.upstream.answer import MAX_OVERHEAD_BYTES, Heads
+from gateway.upstream.pool import NotSent, Pool, UpstreamAnswer, _Connection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -121,22 +122,29 @@ async def test_an_answer_reads_the_same_however_it_is_cut(raw: Any, answer: byte
     assert pool.connections == len(pool._idle)
 
 
+class Transport(asyncio.Transport):
+    """Takes everything, and leads nowhere."""
+
+    def write(self, data: Any) -> None: ...
+    def abort(self) -> None: ...
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+def to_nowhere() -> _Connection:
+    connection = _Connection(Upstream("http://127.0.0.1:9"), Heads())
+    connection.connection_made(Transport())
+    return connection
+
+
 def test_pieces_of_a_reason_phrase_belong_together() -> None:
     """What the network hardly ever shows: the parser hands a phrase over in pieces."""
 
     async def read() -> UpstreamAnswer:
-        from gateway.upstream.pool import _Connection
-
-        class Transport(asyncio.Transport):
-            def write(self, data: Any) -> None: ...
-            def is_closing(self) -> bool:
-                return False
-
-            def get_write_buffer_size(self) -> int:
-                return 0
-
-        connection = _Connection(Upstream("http://127.0.0.1:9"))
-        connection.connection_made(Transport())
+        connection = to_nowhere()
         waiter = connection.send(b"")
         for byte in OK:
             connection.data_received(bytes([byte]))
@@ -243,6 +251,15 @@ async def test_what_comes_behind_an_answer_is_not_the_next_one(raw: Any, extra: 
     await asyncio.sleep(0.01)
     assert (await ask(pool)).body == b"ok"
     assert raw.connections == 2
+
+
+@pytest.mark.parametrize("extra", [OK, b"H", b"x"])
+async def test_nor_behind_one_that_is_known_by_heart(raw: Any, extra: bytes) -> None:
+    await raw.answering(OK, OK, OK, OK + extra)
+    pool = raw.pool()
+    for _ in range(4):
+        assert (await ask(pool)).body == b"ok"
+    assert (raw.connections, pool.connections) == (1, 0)
 
 
 async def test_what_comes_before_the_request_is_not_its_answer(raw: Any) -> None:
@@ -451,6 +468,36 @@ async def test_a_body_in_tiny_chunks_is_read(raw: Any) -> None:
 
 
 # Time
+
+
+async def test_a_timer_that_was_armed_for_an_earlier_request_lets_the_next_one_be(raw: Any) -> None:
+    connection = to_nowhere()
+    answered = connection.send(b"")
+    first = connection._look_at
+    connection.data_received(OK)
+    assert (await answered).body == b"ok"
+    await raw.until(lambda: asyncio.get_running_loop().time() > first - connection._first_look_seconds)
+    waiter = connection.send(b"")
+    assert (connection._timer is not None, connection._look_at > first) == (True, True)
+    connection._look()
+    assert (connection._timer is not None, waiter.done()) == (True, False), "due for the first, and armed again"
+    connection._look_at = 0.0
+    connection._look()
+    assert (connection._timer is not None, waiter.done()) == (True, False), "due, and nothing stands still"
+    connection._look_at = connection._deadline = 0.0
+    connection._look()
+    with pytest.raises(UpstreamTimeout):
+        await waiter
+    assert connection._timer is None
+
+
+async def test_a_connection_that_nothing_is_asked_of_has_no_timer_in_the_end() -> None:
+    connection = to_nowhere()
+    answered = connection.send(b"")
+    connection.data_received(OK)
+    await answered
+    connection._look()
+    assert (connection._timer, connection.usable) == (None, True)
 
 
 async def test_no_connection_in_time_was_not_sent(raw: Any) -> None:
