@@ -7,25 +7,28 @@ must not: every background task of the gateway is started here, and `drain` wait
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
+from types import CoroutineType
 from typing import Any, TypeVar
 
 import structlog
 
 from gateway.errors import GatewayError
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 
 class Tasks:
-    """A set of running tasks with a name for the log, all in the loop in which the first was started."""
+    """What runs, with a name for the log: tasks, and futures that something waits for without one; all in the loop in
+    which the first was started."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
         # To ask for the running loop costs a system call (Python 3.11), and this is done several times a request.
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -64,6 +67,31 @@ class Tasks:
         rest.send(None)
         self.start(rest)
 
+    def after(
+        self, first: asyncio.Future[R], then: Callable[[asyncio.Future[R]], T | Coroutine[Any, Any, T]]
+    ) -> asyncio.Future[T]:
+        """Work that needs no task where one future decides it. `then` is called when that is done, however it ended; it
+        returns the outcome, or what is left to do for it, which is started. The future that this returns has the
+        outcome; to cancel it stops nothing."""
+        outcome: asyncio.Future[T] = self._in_loop().create_future()
+
+        def decide(first: asyncio.Future[R]) -> None:
+            self._running.discard(first)
+            try:
+                found = then(first)
+            except Exception as error:
+                self._failed(error)
+                _fail(outcome, error)
+                return
+            if isinstance(found, CoroutineType):
+                self.start(found).add_done_callback(lambda task: _pass_on(task, outcome))
+            elif not outcome.done():
+                outcome.set_result(found)  # type: ignore[arg-type]
+
+        self._running.add(first)
+        first.add_done_callback(decide)
+        return outcome
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -82,9 +110,12 @@ class Tasks:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self, limit_seconds: float) -> int:
-        """Wait until all have ended, but no longer than the limit; returns how many are still running."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=limit_seconds)
+        """Wait until all have ended, also what they start, but no longer than the limit; returns how many still run."""
+        until = self._in_loop().time() + limit_seconds
+        while self._running:
+            await asyncio.wait(self._running, timeout=until - self._in_loop().time())
+            if self._in_loop().time() >= until:
+                break
         return len(self._running)
 
     async def cancel(self) -> None:
@@ -93,6 +124,24 @@ class Tasks:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _pass_on(task: asyncio.Task[T], outcome: asyncio.Future[T]) -> None:
+    if outcome.done():
+        return
+    if task.cancelled():
+        outcome.cancel()
+    elif (error := task.exception()) is not None:
+        _fail(outcome, error)
+    else:
+        outcome.set_result(task.result())
+
+
+def _fail(outcome: asyncio.Future[Any], error: BaseException) -> None:
+    """It was said in the log already: asyncio need not say that nobody has asked for it."""
+    if not outcome.done():
+        outcome.set_exception(error)
+        outcome.exception()
 
 
 class _Begun:

@@ -117,7 +117,7 @@ def _settle(
     foreign: Sequence[str],
     asked: Sequence[str],
     answer: UpstreamAnswer | GatewayError | None,
-) -> asyncio.Task[Answer | None] | None:
+) -> asyncio.Future[Answer | None] | None:
     """Start the settlement that the answer calls for; returned only where the count may be other than reserved.
     No answer at all: the request was abandoned at an unknown moment."""
     route = incoming.match.route
@@ -138,7 +138,7 @@ def _settle(
     return None if all(step.applied for step in steps) else settled
 
 
-async def used_after(settled: asyncio.Task[Answer | None], used: int | None) -> int | None:
+async def used_after(settled: asyncio.Future[Answer | None], used: int | None) -> int | None:
     """The count after a settlement; where it takes long, as it was before."""
     done, _ = await asyncio.wait({settled}, timeout=SETTLE_WAIT_SECONDS)
     if not done or settled.cancelled() or settled.exception() is not None:

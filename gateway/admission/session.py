@@ -263,7 +263,7 @@ async def _forward_and_settle(
     outcome = Outcome.in_doubt
     answer: UpstreamAnswer | None = None
     failed: GatewayError | None = None
-    settled: asyncio.Task[Answer | None] | None = None
+    settled: asyncio.Future[Answer | None] | None = None
     if steps and recorded:
         gate.settlements.begin(session_id, decision.id, steps)
     try:

@@ -4,17 +4,22 @@ A settlement is sent when the outcome is known and the client's answer does not 
 is held, which never lets one product too many in; and if it never arrives, because this gateway dies or Redis is away,
 the record is found when its hold is over, and the upstream's list says what became of it. Where Redis has lost the
 session, and the record with it, the settlement opens the session anew.
+
+The ledger is asked before the caller goes on. Nearly always its first answer is the last word; only where it is not,
+a task goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 import structlog
 
 from gateway.errors import GatewayError, SessionUnknown
-from gateway.ledger.steps import Answer, Ledger, Step
+from gateway.ledger.steps import Answer, Ledger, Step, answer_of, answered
 from gateway.policy.model import SessionState
 from gateway.reconciler.doubt import Reconciler
 from gateway.reconciler.opening import Opening
@@ -50,40 +55,44 @@ class Settlements:
         event: str,
         steps: Sequence[Step],
         look: Callable[[], Awaitable[SessionState | None]] | None = None,
-    ) -> asyncio.Task[Answer | None]:
+    ) -> asyncio.Future[Answer | None]:
         """The upstream said yes. `look`: how the session is seen afresh, where a slot may come back."""
 
-        async def settle() -> Answer | None:
-            try:
-                seen = await look() if look is not None else None
-                answer = await self._try(
-                    session_id, operation, lambda: self._ledger.commit(session_id, operation, event, steps, seen)
-                )
-            finally:
-                self._opening.on_their_way.end(session_id, operation)
+        def settled(answer: Answer | None) -> Answer | None:
+            self._opening.on_their_way.end(session_id, operation)
             if answer is not None and answer.said == "pending":
                 self._reconciler.expect(session_id, LOOK_SECONDS)
             return answer
 
-        return self.tasks.start(settle())
+        async def look_first(look: Callable[[], Awaitable[SessionState | None]]) -> Answer | None:
+            answer = None
+            try:
+                seen = await look()
+                answer = await self._try(
+                    session_id, operation, lambda: self._ledger.commit(session_id, operation, event, steps, seen)
+                )
+            finally:
+                settled(answer)
+            return answer
 
-    def release(self, session_id: str, operation: str, records: int) -> asyncio.Task[Answer | None]:
+        if look is not None:
+            return self.tasks.start(look_first(look))
+        ask = partial(self._ledger.ask_commit, session_id, operation, event, steps)
+        return self._settle(session_id, operation, ask, settled)
+
+    def release(self, session_id: str, operation: str, records: int) -> asyncio.Future[Answer | None]:
         """The upstream said no, or was never asked."""
         self._opening.on_their_way.end(session_id, operation)
-        return self.tasks.start(
-            self._try(session_id, operation, lambda: self._ledger.release(session_id, operation, records))
-        )
+        return self._settle(session_id, operation, partial(self._ledger.ask_release, session_id, operation, records))
 
-    def doubt(self, session_id: str, operation: str, steps: Sequence[Step]) -> asyncio.Task[Answer | None]:
+    def doubt(self, session_id: str, operation: str, steps: Sequence[Step]) -> asyncio.Future[Answer | None]:
         """Nobody knows yet: the reconciler looks when the upstream can no longer apply it."""
         look_seconds = self._ledger.late_apply_seconds + LOOK_SECONDS
         self._opening.on_their_way.doubt(session_id, operation, steps, look_seconds)
         self._reconciler.expect(session_id, look_seconds)
-        return self.tasks.start(
-            self._try(session_id, operation, lambda: self._ledger.doubt(session_id, operation, steps))
-        )
+        return self._settle(session_id, operation, partial(self._ledger.ask_doubt, session_id, operation, steps))
 
-    def end(self, session_id: str, operation: str) -> asyncio.Task[Answer | None]:
+    def end(self, session_id: str, operation: str) -> asyncio.Future[Answer | None]:
         """The upstream has ended the session; one that the ledger does not have needs no end."""
         return self.tasks.start(
             self._try(session_id, operation, lambda: self._ledger.end(session_id, operation), opens=False)
@@ -99,6 +108,38 @@ class Settlements:
                 log.info("opening_left_to_first_attach", decision_id=operation, error=error.detail)
 
         self.tasks.start(settle())
+
+    def _settle(
+        self,
+        session_id: str,
+        operation: str,
+        ask: Callable[[], asyncio.Future[Any]],
+        settled: Callable[[Answer | None], Answer | None] = lambda answer: answer,
+    ) -> asyncio.Future[Answer | None]:
+        """Ask now, and go on from the reply; `settled` is told how it ended, once, whichever way that was."""
+
+        async def go_on(*replies: asyncio.Future[Any]) -> Answer | None:
+            answer, asked = None, list(replies)
+            try:
+                answer = await self._try(session_id, operation, lambda: answered(ask, asked.pop() if asked else None))
+            finally:
+                settled(answer)
+            return answer
+
+        def then(reply: asyncio.Future[Any]) -> Answer | Coroutine[Any, Any, Answer | None] | None:
+            try:
+                answer = answer_of(reply.result())
+            except asyncio.CancelledError:
+                return settled(None)
+            except Exception:
+                return go_on(reply)
+            return settled(answer) if answer.said != "missing" else go_on(reply)
+
+        try:
+            return self.tasks.after(ask(), then)
+        except Exception:
+            # Whoever settles has an answer to give, which must not be lost by it.
+            return self.tasks.start(go_on())
 
     async def _try(
         self, session_id: str, operation: str, step: Callable[[], Awaitable[Answer]], *, opens: bool = True

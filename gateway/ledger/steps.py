@@ -7,7 +7,7 @@ can't do the step; what may then have been written is left to the reconciler, or
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 from zlib import crc32
 
@@ -179,12 +179,7 @@ class Ledger:
         return self._connection.call(script, self._keys(session_id), (session_id, operation, *self._tail, *arguments))
 
     async def _step(self, script: Script, session_id: str, operation: str, *arguments: str | int) -> Answer:
-        """A step whose repetition changes nothing."""
-        try:
-            reply = await self._call(script, session_id, operation, *arguments)
-        except LostAnswer:
-            reply = await self._call(script, session_id, operation, *arguments)
-        return _answer(reply)
+        return await answered(lambda: self._call(script, session_id, operation, *arguments))
 
     async def _take(
         self, script: Script, session_id: str, operation: str, first: Sequence[str | int], again: Sequence[str | int]
@@ -194,7 +189,7 @@ class Ledger:
         if self._replicated:
             arguments = (session_id, operation, *self._tail, *first)
             reply, confirmed = await self._connection.call_replicated(script, self._keys(session_id), arguments)
-            answer = _answer(reply)
+            answer = answer_of(reply)
             if answer.said in _TOOK and not confirmed:
                 raise LedgerUnavailable(_NOT_REPLICATED)
             return answer
@@ -202,7 +197,7 @@ class Ledger:
             reply = await self._call(script, session_id, operation, *first)
         except LostAnswer:
             reply = await self._call(script, session_id, operation, *again)
-        return _answer(reply)
+        return answer_of(reply)
 
     async def reserve(self, session_id: str, operation: str, cap: int | None, products: Sequence[str]) -> Answer:
         """`held`, `full` with the snapshot, `missing` or `ended`."""
@@ -212,24 +207,40 @@ class Ledger:
     async def commit(
         self, session_id: str, operation: str, event: str, steps: Sequence[Step], seen: SessionState | None = None
     ) -> Answer:
+        """As `ask_commit`."""
+        return await answered(lambda: self.ask_commit(session_id, operation, event, steps, seen))
+
+    def ask_commit(
+        self, session_id: str, operation: str, event: str, steps: Sequence[Step], seen: SessionState | None = None
+    ) -> asyncio.Future[Any]:
         """The upstream said yes; `seen` is the session's state looked at after its answer. `missing` where the ledger
-        has lost the session."""
+        has lost the session. Asked at once, here and in what follows; see `answered`."""
         arguments: list[str | int] = [_LETTERS[seen], self._late_ms, event]
         for step in steps:
             arguments += (step.kind, "1" if step.applied else "0", step.product_id)
-        return await self._step(_COMMIT, session_id, operation, *arguments)
+        return self._call(_COMMIT, session_id, operation, *arguments)
 
     async def release(self, session_id: str, operation: str, records: int) -> Answer:
+        """As `ask_release`."""
+        return await answered(lambda: self.ask_release(session_id, operation, records))
+
+    def ask_release(self, session_id: str, operation: str, records: int) -> asyncio.Future[Any]:
         """The upstream said no, or was not asked."""
-        return await self._step(_RELEASE, session_id, operation, records)
+        return self._call(_RELEASE, session_id, operation, records)
 
     async def doubt(self, session_id: str, operation: str, steps: Sequence[Step], *, own: bool = True) -> Answer:
+        """As `ask_doubt`."""
+        return await answered(lambda: self.ask_doubt(session_id, operation, steps, own=own))
+
+    def ask_doubt(
+        self, session_id: str, operation: str, steps: Sequence[Step], *, own: bool = True
+    ) -> asyncio.Future[Any]:
         """Nobody knows; `own` is False where a reconciler says so of a gateway that is gone. `missing` where the ledger
         has lost the session."""
         arguments: list[str | int] = [self._late_ms, "1" if own else "0"]
         for step in steps:
             arguments += (step.kind, step.product_id)
-        return await self._step(_DOUBT, session_id, operation, *arguments)
+        return self._call(_DOUBT, session_id, operation, *arguments)
 
     async def detach(self, session_id: str, operation: str, product_id: str) -> Answer:
         """`asked`, `stays`, `untracked`, `missing` or `ended`."""
@@ -354,7 +365,18 @@ class Ledger:
         return await self._connection.warnings(replicated=self._replicated)
 
 
-def _answer(reply: list[Any]) -> Answer:
+async def answered(ask: Callable[[], asyncio.Future[Any]], first: asyncio.Future[Any] | None = None) -> Answer:
+    """The answer to a step whose repetition changes nothing: asked again where it is lost. `first`: the reply, where it
+    was asked already."""
+    try:
+        reply = await (ask() if first is None else first)
+    except LostAnswer:
+        reply = await ask()
+    return answer_of(reply)
+
+
+def answer_of(reply: list[Any]) -> Answer:
+    """What a step's script replied."""
     said = reply[0].decode()
     state = reply[2] if len(reply) > 2 else None
     return Answer(
