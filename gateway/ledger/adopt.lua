@@ -29,8 +29,8 @@ local listed, removed = tonumber(ARGV[9]), tonumber(ARGV[10])
 for i = 11, 10 + listed do
   local slot = slot_of(ARGV[i])
   if not slot then
-    take_slot(ARGV[i], nil, current, true)
-    drop_hold(ARGV[i], true, current)
+    take_slot(ARGV[i], nil, current)
+    drop_hold(ARGV[i], slot_of(ARGV[i]), true, current)
     new[#new + 1] = ARGV[i]
   elseif slot.flag ~= 'a' then
     slot.flag = 'a'
@@ -40,8 +40,8 @@ for i = 11, 10 + listed do
 end
 for i = 11 + listed, 10 + listed + removed do
   if not slot_of(ARGV[i]) then
-    take_slot(ARGV[i], nil, current, true)
-    drop_hold(ARGV[i], true, current)
+    take_slot(ARGV[i], nil, current)
+    drop_hold(ARGV[i], slot_of(ARGV[i]), true, current)
     yield_place(ARGV[i], current)
   end
 end
@@ -54,13 +54,13 @@ while at <= #ARGV do
     local kind, product = ARGV[at + 3 + 2 * n], ARGV[at + 4 + 2 * n]
     if not read_record(n) then
       if kind == 't' then
-        take_slot(product, slot_of(product), current, true)
+        take_slot(product, slot_of(product), current)
       elseif kind == 's' then
-        add('g', 1)
+        add('g', '1')
       end
       -- Whether a product was attached again after its detach was asked is not known any more: no generation, so that
       -- its slot comes back only by the list.
-      write_record(n, doubt and string.upper(kind) or kind, kind == 'g' and 0 or current, product)
+      write_record(n, doubt and string.upper(kind) or kind, kind == 'g' and '0' or current, product)
       written = true
     end
   end

@@ -12,12 +12,17 @@
 
 local seen, applied, gone, kept, left = ARGV[5], {}, {}, {}, 0
 local records = (#ARGV - 7) / 3
-if not field('s') then
+local names = {'s', 'w'}
+for n = 0, records - 1 do
+  names[n + 3] = record_name(n)
+end
+local values = redis.call('HMGET', SESSION, unpack(names))
+if not values[1] then
   return {'missing'}
 end
 local found, products, known = {}, {}, false
 for n = 0, records - 1 do
-  local record = read_record(n)
+  local record = decode_record(values[n + 3])
   if record then
     found[n] = record
     products[#products + 1] = record.product
@@ -28,7 +33,7 @@ if not known and said_lately(ARGV[7]) then
   return {#products > 0 and 'pending' or 'settled', count('u')}
 end
 local version = next_version()
-local lent = unlend(operation, products)
+local lent = values[2] and unlend(operation, products)
 
 for n = 0, records - 1 do
   local kind, yes, product = ARGV[8 + 3 * n], ARGV[9 + 3 * n] == '1', ARGV[10 + 3 * n]
@@ -40,17 +45,17 @@ for n = 0, records - 1 do
       confirm(product, slot, version)
       concluded = false
     else
-      drop_hold(product, yes, version)
+      drop_hold(product, slot, yes, version)
     end
   elseif kind == 't' and yes then
     if not slot or slot.flag ~= 'a' then
-      take_slot(product, slot, version, true)
+      take_slot(product, slot, version)
       confirm(product, slot_of(product), version)
       concluded, news = false, true
     end
   elseif kind == 'g' and yes then
     news = slot ~= nil and slot.flag ~= 'r'
-    concluded = give_back(product, record and record.generation or -1, seen, version)
+    concluded = give_back(product, record and record.generation, seen, version)
     if lent then
       yield_place(product, version)
     end
@@ -58,7 +63,7 @@ for n = 0, records - 1 do
     concluded = false
   elseif kind == 's' then
     if record then
-      add('g', -1)
+      add('g', '-1')
     end
     news = field('s') == 'p'
     if yes and news then
@@ -86,15 +91,18 @@ if left > 0 then
   due(records, LOOK_MS)
 end
 learn_state(seen)
+local used = count('u')
 if #applied + #gone > 0 then
-  local said = {'p', table.concat(applied, ' '), 'u', text(count('u'))}
-  for _, more in ipairs({{'x', gone}, {'k', kept}}) do
-    if #more[2] > 0 then
-      said[#said + 1] = more[1]
-      said[#said + 1] = table.concat(more[2], ' ')
-    end
+  local said = {'p', table.concat(applied, ' '), 'u', text(used)}
+  if #gone > 0 then
+    said[#said + 1] = 'x'
+    said[#said + 1] = table.concat(gone, ' ')
+  end
+  if #kept > 0 then
+    said[#said + 1] = 'k'
+    said[#said + 1] = table.concat(kept, ' ')
   end
   event(ARGV[7], unpack(said))
 end
 keep()
-return {left > 0 and 'pending' or 'settled', count('u')}
+return {left > 0 and 'pending' or 'settled', used}

@@ -20,7 +20,7 @@ if state == 'e' then
 end
 local slot = slot_of(product)
 if not field('h' .. operation .. '.0') then
-  write_record(0, 'g', slot and slot.generation or 0, product)
+  write_record(0, 'g', slot and slot.generation or '0', product)
   due(1, tonumber(ARGV[5]))
   keep()
 end

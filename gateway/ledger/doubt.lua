@@ -25,9 +25,9 @@ for n = 0, records - 1 do
   elseif not record and own then
     local version = next_version()
     if kind == 't' then
-      take_slot(product, slot_of(product), version, true)
+      take_slot(product, slot_of(product), version)
     elseif kind == 's' then
-      add('g', 1)
+      add('g', '1')
     end
     write_record(n, string.upper(kind), version, product)
     marked[#marked + 1] = product

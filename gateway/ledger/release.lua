@@ -8,18 +8,25 @@
 -- Keeps  rule 5: a record that is gone is left alone
 
 local records = tonumber(ARGV[5])
-if not field('s') then
+local names = {'s', 'w'}
+for n = 0, records - 1 do
+  names[n + 3] = record_name(n)
+end
+local values = redis.call('HMGET', SESSION, unpack(names))
+if not values[1] then
   return {'released', 0}
 end
 local version = next_version()
-unlend(operation, record_products(operation, records))
+if values[2] then
+  unlend(operation, record_products(operation, records))
+end
 for n = 0, records - 1 do
-  local record = read_record(n)
+  local record = decode_record(values[n + 3])
   if record then
     if record.kind == 't' then
-      drop_hold(record.product, false, version)
+      drop_hold(record.product, slot_of(record.product), false, version)
     elseif record.kind == 's' then
-      add('g', -1)
+      add('g', '-1')
     end
     delete_record(n)
   end

@@ -55,12 +55,11 @@ if refused then
   return everything({refused, used, state})
 end
 
-write_record(0, 'g', given and given.generation or 0, old)
+write_record(0, 'g', given and given.generation or '0', old)
 if foreign then
   pay(lent)
   local version = next_version()
-  take_slot(new, taken, version, true)
-  write_record(1, 't', version, new)
+  take_slot(new, taken, version, encode_record(1, 't', version, new))
   if lends then
     lend(old, new)
   end

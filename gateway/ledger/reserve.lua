@@ -53,9 +53,9 @@ end
 
 pay(lent)
 local version = next_version()
-for i, product in ipairs(products) do
-  take_slot(product, decode_slot(values[4 + i]), version, true)
-  write_record(i - 1, 't', version, product)
+for i = 1, #products do
+  local product = products[i]
+  take_slot(product, decode_slot(values[4 + i]), version, encode_record(i - 1, 't', version, product))
 end
 due(#products, hold)
 keep()

@@ -91,7 +91,7 @@ local function judge_unseen(record, slot)
     write_slot(record.product, slot)
   end
   if record.kind == 't' then
-    drop_hold(record.product, false, version)
+    drop_hold(record.product, slot, false, version)
   end
   return true
 end
@@ -114,14 +114,14 @@ for i = 1, #asked do
   local record, slot = ask.record, slot_of(ask.record.product)
   local concluded = true
   if record.kind == 's' then
-    add('g', -1)
-  elseif slot and text(slot.generation) ~= ask.generation then
+    add('g', '-1')
+  elseif slot and slot.generation ~= ask.generation then
     concluded = false
   elseif lent and ask.n == 0 and not ends_lending(ask, slot) then
     concluded = false
   elseif slot and ask.listed then
     if record.kind == 't' then
-      drop_hold(record.product, true, version)
+      drop_hold(record.product, slot, true, version)
     elseif slot.flag ~= 'a' then
       confirm(record.product, slot, version)
     end
@@ -129,7 +129,7 @@ for i = 1, #asked do
     concluded = judge_unseen(record, slot)
   elseif slot then
     if record.kind == 't' then
-      drop_hold(record.product, false, version)
+      drop_hold(record.product, slot, false, version)
     end
     concluded = give_back(record.product, slot.generation, seen, version)
     if not concluded then

@@ -1,5 +1,5 @@
--- The ledger of one session: its keys, its encoding, its transitions. Every script of this folder is this text
--- followed by its own; each runs atomically over a whole batch.
+-- The ledger of one session: its keys, its encoding, its transitions. Every script of this folder is what it uses of
+-- this text, followed by its own; each runs atomically over a whole batch.
 --
 -- THEORY
 -- The upstream decides what is attached; the ledger decides how many distinct foreign products may be tried. A
@@ -33,6 +33,8 @@
 --    generation is still the same.
 -- 5. A step may be repeated: a record that is gone was settled, by this operation (then its event is among the latest)
 --    or by the reconciler.
+-- 6. A function stands between blank lines, has none, and comes after those that it calls: a script gets only those that
+--    it uses (`scripts.py`), since each is made anew at each run.
 --
 -- KEYS of every script that has a session (all in one hash slot: the tag is the session's bucket)
 --   KEYS[1] session   hash, see below; expires `retention` after its last write
@@ -80,11 +82,21 @@ local SESSION, PENDING, EVENTS = KEYS[1], KEYS[2], KEYS[3]
 local session_id, operation = ARGV[1], ARGV[2]
 local LOOK_MS = 200
 
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+-- Asked for once, and only where it is needed: it costs as much as a write.
+local clock
+local function now()
+  clock = clock or redis.call('TIME')
+  return clock[1] * 1000 + math.floor(clock[2] / 1000)
+end
 
+local function time_text(ms)
+  return string.format('%.0f', ms)
+end
+
+-- Of a count. Lua's own way from a number to a string takes twice as long, and is what `..` and `redis.call` would
+-- take: both are given strings.
 local function text(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number)
 end
 
 local function field(name)
@@ -95,6 +107,7 @@ local function count(name)
   return tonumber(field(name)) or 0
 end
 
+-- `by` is a string.
 local function add(name, by)
   if redis.call('HINCRBY', SESSION, name, by) == 0 and name ~= 'u' then
     redis.call('HDEL', SESSION, name)
@@ -106,38 +119,38 @@ local function decode_slot(value)
     return nil
   end
   local since, generation, flag, holders = string.match(value, '^(%d+)|(%d+)|(%a)|(%d+)$')
-  return {since = since, generation = tonumber(generation), flag = flag, holders = tonumber(holders)}
+  return {since = since, generation = generation, flag = flag, holders = tonumber(holders)}
 end
 
 local function slot_of(product)
   return decode_slot(redis.call('HGET', SESSION, 'p' .. product))
 end
 
-local function write_slot(product, slot)
+-- `...`: further fields and values to be written with it.
+local function write_slot(product, slot, ...)
   redis.call('HSET', SESSION, 'p' .. product,
-    slot.since .. '|' .. text(slot.generation) .. '|' .. slot.flag .. '|' .. text(slot.holders))
+    slot.since .. '|' .. slot.generation .. '|' .. slot.flag .. '|' .. text(slot.holders), ...)
 end
 
+-- A string, as every generation is: they are only compared.
 local function next_version()
-  return redis.call('HINCRBY', SESSION, 'v', 1)
+  return text(redis.call('HINCRBY', SESSION, 'v', '1'))
 end
 
--- The slot that one more record holds, made where there is none; `counts` is false for a borrowed one.
-local function take_slot(product, slot, version, counts)
+-- The slot that one more record holds, made where there is none; `...`: as in `write_slot`.
+local function take_slot(product, slot, version, ...)
   if not slot then
-    slot = {since = text(now), flag = 'h', holders = 0}
-    if counts then
-      add('u', 1)
-    end
+    slot = {since = time_text(now()), flag = 'h', holders = 0}
+    add('u', '1')
   end
   slot.holders = slot.holders + 1
   slot.generation = version
-  write_slot(product, slot)
+  write_slot(product, slot, ...)
 end
 
 local function free_slot(product)
   redis.call('HDEL', SESSION, 'p' .. product)
-  add('u', -1)
+  add('u', '-1')
 end
 
 -- Whether the slot lives by its holders alone: the upstream is not known to have the product, nor to have had it while
@@ -146,9 +159,8 @@ local function held_only(slot)
   return slot.flag == 'h' or slot.flag == 'd'
 end
 
--- One record less holds the slot; `applied`: the upstream has the product.
-local function drop_hold(product, applied, version)
-  local slot = slot_of(product)
+-- One record less holds the slot, if there is one; `applied`: the upstream has the product.
+local function drop_hold(product, slot, applied, version)
   if not slot then
     return
   end
@@ -175,8 +187,8 @@ end
 -- outcome is known or somebody else wants either of them and pays for it.
 local function lend(old, new)
   redis.call('HSET', SESSION, 'w' .. old, operation, 'w' .. new, operation)
-  add('u', -1)
-  add('w', 1)
+  add('u', '-1')
+  add('w', '1')
 end
 
 -- Returns whether it was lent.
@@ -189,8 +201,8 @@ local function unlend(op, products)
     end
   end
   if ended == 1 then
-    add('w', -1)
-    add('u', 1)
+    add('w', '-1')
+    add('u', '1')
   end
   return ended == 1
 end
@@ -224,7 +236,7 @@ end
 local function record_products(op, records)
   local products = {}
   for n = 0, records - 1 do
-    local record = field('h' .. op .. '.' .. n)
+    local record = field('h' .. op .. '.' .. text(n))
     if record then
       products[#products + 1] = string.match(record, '^%a%d*:(.*)$')
     end
@@ -240,30 +252,42 @@ local function pay(found)
 end
 
 local function member(records)
-  return session_id .. ' ' .. operation .. ' ' .. records
+  return session_id .. ' ' .. operation .. ' ' .. text(records)
 end
 
 local function due(records, in_ms)
-  redis.call('ZADD', PENDING, text(now + in_ms), member(records))
+  redis.call('ZADD', PENDING, time_text(now() + in_ms), member(records))
   redis.call('PEXPIRE', PENDING, ARGV[3])
 end
 
-local function write_record(n, kind, generation, product)
-  redis.call('HSET', SESSION, 'h' .. operation .. '.' .. n, kind .. text(generation) .. ':' .. product)
+local function record_name(n)
+  return 'h' .. operation .. '.' .. text(n)
 end
 
-local function read_record(n)
-  local value = field('h' .. operation .. '.' .. n)
+-- The field and the value of a record.
+local function encode_record(n, kind, generation, product)
+  return record_name(n), kind .. generation .. ':' .. product
+end
+
+local function write_record(n, kind, generation, product)
+  redis.call('HSET', SESSION, encode_record(n, kind, generation, product))
+end
+
+local function decode_record(value)
   if not value then
     return nil
   end
   local kind, generation, product = string.match(value, '^(%a)(%d*):(.*)$')
   return {kind = kind == 'K' and 'g' or string.lower(kind), doubt = kind == string.upper(kind), sure = kind == 'K',
-    generation = tonumber(generation) or 0, product = product}
+    generation = generation, product = product}
+end
+
+local function read_record(n)
+  return decode_record(field(record_name(n)))
 end
 
 local function delete_record(n)
-  redis.call('HDEL', SESSION, 'h' .. operation .. '.' .. n)
+  redis.call('HDEL', SESSION, record_name(n))
 end
 
 local function event(kind, ...)

@@ -31,7 +31,7 @@ if lent > 0 then
 end
 if not field('h' .. operation .. '.0') then
   write_record(0, 's', next_version(), '')
-  add('g', 1)
+  add('g', '1')
   due(1, tonumber(ARGV[5]))
   keep()
 end
