@@ -8,8 +8,9 @@ Time: a pipeline that is not answered within the limit ends its connection, so n
 what waited behind it fails with it. A call therefore ends within the limit once it is sent, and within twice the limit
 in all; while the server is away, within the limit; and while the breaker is open, at once.
 
-The lane owns its connection, one of redis-py's, and uses it without redis-py's client or pool on top: their pipelines
-give each answer a time limit of its own, and the Cluster's swallow a dead server and send ASKING where it is lost.
+The lane owns its connection (`wire`), without redis-py's client or pool on top: their pipelines give each answer a
+time limit of its own, and the Cluster's swallow a dead server and send ASKING where it is lost. Between a call and its
+answer there are only callbacks: the last answer of a pipeline sends the next one. Tasks connect and probe, no more.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from typing import Any
 
 import structlog
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.errors import LedgerUnavailable
 from gateway.ledger.breaker import PROBE_SECONDS, Breaker
 from gateway.ledger.call import Call, packed
-from gateway.ledger.replies import LostAnswer, Meaning, Remedy, meaning_of, reason_of, refused
+from gateway.ledger.exchange import Exchange, NotRun
+from gateway.ledger.replies import LostAnswer, Meaning, Remedy, reason_of, refused
+from gateway.ledger.wire import Wire
 from gateway.tasks import Tasks
 
 MAX_WAITING = 10_000
@@ -38,7 +41,6 @@ GRACE_SECONDS = 0.01
 """After a limit is over: where this process itself was held up, the answers are there already, and are read first."""
 
 
-_ASKING = packed("ASKING")
 _SLOW = "Redis did not answer within ledger.timeout_seconds; see whether it is overloaded, stalled or far away."
 _BEHIND = "Ledger steps wait for Redis longer than ledger.timeout_seconds; it is slower than they come."
 _UNREACHABLE = "Redis at ledger.url can't be reached; see whether it runs, and the log for the cause."
@@ -58,9 +60,9 @@ Refused = Callable[[Call, ResponseError, Meaning], bool]
 
 
 class Lane:
-    """`open_connection` makes a connection object without a time limit of its own, not yet connected, to whoever is the
-    server now. `refused` is asked what becomes of a call that was not run; `failed` is told that the server could not
-    be used. `clock`: monotonic seconds. `replicas`: how many have what is replicated."""
+    """To be made in the running loop. `open_connection` makes a connection object without a time limit of its own, not
+    yet connected, to whoever is the server now. `refused` is asked what becomes of a call that was not run; `failed` is
+    told that the server could not be used. `clock`: monotonic seconds. `replicas`: how many have what is replicated."""
 
     def __init__(
         self,
@@ -83,9 +85,14 @@ class Lane:
         self._cluster = cluster
         self._refused = refused
         self._on_failure = failed
-        self._connection: AbstractConnection | None = None
+        self._loop = asyncio.get_running_loop()
+        self._wire: Wire | None = None
         self._waiting: deque[Call] = deque()
-        self._sending = False
+        # From the first call that waits until none does any more: one pipeline, or one attempt to connect, at a time.
+        self._busy = False
+        self._idle_again: asyncio.Future[None] | None = None
+        self._exchange: Exchange | None = None
+        self._limit: asyncio.TimerHandle | None = None
         self._doubted = False
         self._closed = False
         self._cause = ""
@@ -99,7 +106,7 @@ class Lane:
 
     @property
     def idle(self) -> bool:
-        return not self._sending
+        return not self._busy
 
     def submit(self, call: Call) -> None:
         """Send it with the others of this loop turn, or fail it at once. Its failures are `LedgerUnavailable`."""
@@ -107,7 +114,9 @@ class Lane:
             call.fail(LedgerUnavailable(refusal))
             return
         self._waiting.append(call)
-        self._wake()
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._go_on)
 
     def _refusal(self, call: Call) -> str | None:
         if self._closed:
@@ -120,29 +129,33 @@ class Lane:
             return f"More than {MAX_WAITING} ledger steps wait for Redis; it is slower than the requests come."
         return None
 
-    def _wake(self) -> None:
-        if not self._sending:
-            self._sending = True
-            self._tasks.start(self._send())
+    def _go_on(self) -> None:
+        """The next pipeline, if anybody waits. A connection that the server has closed meanwhile, or that said what
+        nobody asked for, is noticed before it is used."""
+        while self._waiting:
+            if self._wire is None or self._doubted or not self._wire.usable:
+                self._tasks.start(self._reconnect())
+                return
+            if batch := self._next_batch():
+                self._ask(self._wire, batch)
+                return
+        self._rest()
 
-    async def _send(self) -> None:
-        try:
-            while self._waiting:
-                if await self._ready() and (batch := self._next_batch()):
-                    await self._exchange(batch)
-        finally:
-            self._sending = False
-            self._fail_waiting(_CLOSED)
+    def _rest(self) -> None:
+        self._busy = False
+        if self._idle_again is not None and not self._idle_again.done():
+            self._idle_again.set_result(None)
 
-    async def _ready(self) -> bool:
-        """Whether there is a connection. One that the server has closed meanwhile is noticed before it is used."""
-        if self._connection is not None and not self._doubted:
-            with suppress(RedisError, OSError):
-                if not await self._connection.can_read():
-                    return True
+    async def _reconnect(self) -> None:
         self._doubted = False
-        await self._drop()
-        return await self._connect()
+        self._drop()
+        try:
+            await self._connect()
+        except BaseException:
+            self._fail_waiting(_CLOSED)
+            self._rest()
+            raise
+        self._go_on()
 
     async def _connect(self) -> bool:
         """A server that can't answer a PING (loading, busy, no rights, no password) counts as away."""
@@ -161,6 +174,9 @@ class Lane:
                 await connection.connect()  # type: ignore[no-untyped-call]
                 await connection.send_command("PING", check_health=False)
                 await connection.read_response()
+                if await connection.can_read():
+                    raise InvalidResponse("Redis says more than it was asked.")
+                wire = Wire(connection, self._heard, self._broke)
         except Exception as error:
             await _end(connection)
             self._failed(error, closed=met)
@@ -168,7 +184,7 @@ class Lane:
         except BaseException:
             await _end(connection)
             raise
-        self._connection = connection
+        self._wire = wire
         return True
 
     def _next_batch(self) -> list[Call]:
@@ -182,86 +198,75 @@ class Lane:
                 batch.append(call)
         return batch
 
-    async def _exchange(self, batch: list[Call]) -> None:
-        again: list[tuple[Call, ResponseError, Meaning]] = []
-        error: Exception | None = None
+    def _ask(self, wire: Wire, batch: list[Call]) -> None:
         try:
-            async with _within(self._limit_seconds):
-                await self._ask(batch, again)
+            self._exchange = exchange = Exchange(batch, self._wait, cluster=self._cluster)
+            self._limit = self._loop.call_later(self._limit_seconds, self._late)
+            wire.ask(exchange.pipeline, len(exchange.asked))
         except Exception as problem:
-            # Whatever went wrong, the connection can't be trusted any more, and nobody may be left waiting.
-            error = problem
-        except BaseException:
-            _fail(batch, LostAnswer(_CLOSED))
-            raise
-        moved = {call for call, _, _ in again}
-        if error is not None:
-            _fail([call for call in batch if call not in moved], _as_ours(error, self._cluster))
-            self._failed(error)
-            await self._drop()
-        elif not any(meaning.remedy in _UNFIT for _, _, meaning in again):
+            _fail(batch, _as_ours(problem, self._cluster))
+            self._broke(problem)
+
+    def _heard(self, answers: list[Any]) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        try:
+            complete = exchange.hear(answers)
+        except Exception as problem:
+            self._broke(problem)
+        else:
+            if complete:
+                self._answered(exchange)
+
+    def _late(self) -> None:
+        """The limit is over; what has arrived is read before the pipeline is given up."""
+        self._limit = self._loop.call_later(GRACE_SECONDS, self._broke, TimeoutError())
+
+    def _answered(self, exchange: Exchange) -> None:
+        self._over()
+        if exchange.confirmed_by is not None:
+            self._confirm(exchange)
+        if not any(meaning.remedy in _UNFIT for _, _, meaning in exchange.not_run):
             self._breaker.succeeded()
-        await self._act(again)
+        try:
+            self._act(exchange.not_run)
+        finally:
+            self._go_on()
 
-    async def _ask(self, batch: list[Call], again: list[tuple[Call, ResponseError, Meaning]]) -> None:
-        """One pipeline, and its answers; calls that were not run are put into `again`."""
-        connection = self._connection
-        assert connection is not None
-        pieces = []
-        for call in batch:
-            if call.asking:
-                pieces.append(_ASKING)
-            pieces.append(call.pack())
-            call.sends += 1
-        replicated = any(call.replicated for call in batch)
-        if replicated:
-            pieces.append(self._wait)
-        await connection.send_packed_command(b"".join(pieces), check_health=False)
+    def _broke(self, error: Exception) -> None:
+        """Whatever went wrong, the connection can't be trusted any more, and nobody may be left waiting."""
+        exchange = self._over()
+        if exchange is not None:
+            exchange.fail(_as_ours(error, self._cluster))
+        self._failed(error)
+        self._drop()
+        try:
+            self._act(exchange.not_run if exchange is not None else [])
+        finally:
+            self._go_on()
 
-        written: list[tuple[Call, Any]] = []
-        for call in batch:
-            if call.asking:
-                call.asking = False
-                await connection.read_response()
-            try:
-                answer = await connection.read_response()
-            except ResponseError as error:
-                meaning = meaning_of(error, cluster=self._cluster)
-                if meaning is None:
-                    call.fail(refused(error, None))
-                else:
-                    again.append((call, error, meaning))
-                continue
-            if call.replicated:
-                written.append((call, answer))
-            else:
-                call.settle(answer)
-        if replicated:
-            try:
-                said = await connection.read_response()
-            except ResponseError as error:
-                said = error
-            self._confirm(written, said)
+    def _over(self) -> Exchange | None:
+        """Nothing is on its way any more; what was."""
+        exchange, self._exchange = self._exchange, None
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+        return exchange
 
-    def _confirm(self, written: list[tuple[Call, Any]], said: int | ResponseError) -> None:
-        """`said`: how many replicas have everything that this connection wrote before its WAIT. A server that stopped
-        being a master meanwhile says that as an error."""
-        confirmed = isinstance(said, int) and said >= self._needed
-        for call, answer in written:
-            call.settle((answer, confirmed))
-        if confirmed:
+    def _confirm(self, exchange: Exchange) -> None:
+        if exchange.confirm(self._needed):
             self._replication.succeeded()
         elif self._replication.failed():
-            log.warning("ledger_without_replica", server=self.name, said=str(said)[:300])
+            log.warning("ledger_without_replica", server=self.name, said=str(exchange.confirmed_by)[:300])
             self._tasks.start(self._probe_replicas())
 
-    async def _act(self, again: list[tuple[Call, ResponseError, Meaning]]) -> None:
+    def _act(self, again: NotRun) -> None:
         for remedy, error in {meaning.remedy: error for _, error, meaning in again}.items():
             if remedy in _UNFIT:
                 self._unfit(error)
                 if remedy is Remedy.away or self._breaker.is_open:
                     self._fail_waiting(self._cause)
-                await self._drop()
+                self._drop()
         whole: list[Call] = []
         for call, error, meaning in again:
             call.refusal = refused(error, meaning)
@@ -309,7 +314,7 @@ class Lane:
             self._on_failure()
             await asyncio.sleep(PROBE_SECONDS)
             self._doubted = True
-            call = Call(asyncio.get_running_loop(), None, ("WAIT", self._needed, 1), "", self._clock())
+            call = Call(self._loop, None, ("WAIT", self._needed, 1), "", self._clock())
             self.submit(call)
             with suppress(LedgerUnavailable):
                 if await call.future >= self._needed:
@@ -317,18 +322,23 @@ class Lane:
                     log.info("ledger_replicated", server=self.name)
                     return
 
-    async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        await _end(connection)
+    def _drop(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
 
     async def close(self) -> None:
         """Answer what was asked already, for a second at most, and let go of the server."""
         self._closed = True
-        if self._sending:
-            await self._tasks.drain(1.0)
+        if self._busy:
+            self._idle_again = self._loop.create_future()
+            await asyncio.wait((self._idle_again,), timeout=1.0)
         await self._tasks.cancel()
+        exchange = self._over()
+        if exchange is not None:
+            exchange.fail(LostAnswer(_CLOSED))
         self._fail_waiting(_CLOSED)
-        await self._drop()
+        self._drop()
 
 
 def _as_ours(error: Exception, cluster: bool) -> LedgerUnavailable:

@@ -155,6 +155,39 @@ async def test_nonsense_ends_the_connection_and_the_call() -> None:
         assert await connection.command("GET", "k") == b"OK"
 
 
+async def test_answers_that_arrive_in_pieces_are_put_together() -> None:
+    async with asking(lambda words: bulk(words[1] * 100_000)) as (_, connection):
+        answers = await asyncio.gather(*(connection.command("GET", f"k{n}") for n in range(20)))
+        assert answers == [f"k{n}".encode() * 100_000 for n in range(20)]
+
+
+@pytest.mark.parametrize("more", [b"+LATE\r\n", b"$9\r\nthe be"])
+async def test_more_than_was_asked_for_reaches_nobody(more: bytes) -> None:
+    async with asking(lambda words: bulk(words[1]) + more) as (server, connection):
+        for n in range(3):
+            assert await connection.command("GET", f"k{n}") == f"k{n}".encode()
+        assert server.connections == 3
+
+
+async def test_what_comes_unasked_reaches_nobody() -> None:
+    async with asking(lambda words: bulk(words[1])) as (server, connection):
+        await connection.command("GET", "k")
+        wire = connection._lanes["redis"]._wire
+        assert wire is not None
+        for writer in server.writers:
+            writer.write(b"+LATE\r\n")
+        await until(lambda: asyncio.sleep(0, not wire.usable), 5.0)
+        assert await connection.command("GET", "second") == b"second"
+        assert server.connections == 2
+
+
+async def test_what_a_server_pushes_is_no_answer() -> None:
+    async with asking(lambda words: b">2\r\n+message\r\n+x\r\n" + bulk(words[1])) as (server, connection):
+        for n in range(3):
+            assert await connection.command("GET", f"k{n}") == f"k{n}".encode()
+        assert server.connections == 1
+
+
 async def test_a_pause_of_our_own_is_not_taken_for_the_servers() -> None:
     async with asking(lambda words: OK) as (server, connection):
         await connection.command("GET", "k")
