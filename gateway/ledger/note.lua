@@ -9,19 +9,17 @@
 
 local written = 0
 for i = 3, #ARGV, 8 do
-  local entry = {'XADD', KEYS[tonumber(ARGV[i])], 'MAXLEN', '~', ARGV[2], '*',
-    's', ARGV[i + 2], 'e', ARGV[i + 1], 'o', ARGV[i + 3]}
-  if ARGV[i + 1] == 'refused' then
-    for _, item in ipairs({'p', ARGV[i + 5], 'u', ARGV[i + 6], 'c', ARGV[i + 7]}) do
-      entry[#entry + 1] = item
-    end
+  local events, kind, session = KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2]
+  local operation, decision = ARGV[i + 3], ARGV[i + 4]
+  if kind == 'refused' then
+    redis.call('XADD', events, 'MAXLEN', '~', ARGV[2], '*', 's', session, 'e', kind, 'o', operation,
+      'p', ARGV[i + 5], 'u', ARGV[i + 6], 'c', ARGV[i + 7], 'd', decision)
+  else
+    redis.call('XADD', events, 'MAXLEN', '~', ARGV[2], '*', 's', session, 'e', kind, 'o', operation, 'd', decision)
   end
-  entry[#entry + 1] = 'd'
-  entry[#entry + 1] = ARGV[i + 4]
-  redis.call(unpack(entry))
   written = written + 1
 end
-for _, events in ipairs(KEYS) do
-  redis.call('PEXPIRE', events, ARGV[1])
+for i = 1, #KEYS do
+  redis.call('PEXPIRE', KEYS[i], ARGV[1])
 end
 return written
