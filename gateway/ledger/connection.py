@@ -80,15 +80,16 @@ class Connection:
 
     def call(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> asyncio.Future[Any]:
         """Run a script; the future's failures are `LedgerUnavailable`, or `LostAnswer` where it may have run."""
-        return self._submit(Call(self._in_loop(), script, (len(keys), *keys, *arguments), keys[0], self._clock()))
+        command = ("EVALSHA", script.sha, str(len(keys)), *keys, *arguments)
+        return self._submit(Call(self._in_loop(), script, command, keys[0], self._clock()))
 
     def call_replicated(
         self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
     ) -> asyncio.Future[tuple[Any, bool]]:
         """As `call`; besides the answer, whether enough replicas have confirmed what was written. After a lost answer
         that can't be learnt: to WAIT on another connection, what this one wrote is unknown (since Redis 7.2)."""
-        call = Call(self._in_loop(), script, (len(keys), *keys, *arguments), keys[0], self._clock(), replicated=True)
-        return self._submit(call)
+        command = ("EVALSHA", script.sha, str(len(keys)), *keys, *arguments)
+        return self._submit(Call(self._in_loop(), script, command, keys[0], self._clock(), replicated=True))
 
     def command(self, *command: str | int) -> asyncio.Future[Any]:
         """A plain command with its key in second place (XRANGE, HGET …); the reply as it comes, in bytes."""

@@ -17,7 +17,7 @@ from gateway.ledger.replies import Meaning, meaning_of, refused
 
 NotRun = list[tuple[Call, ResponseError, Meaning]]
 
-_ASKING = packed("ASKING")
+_ASKING = packed(("ASKING",))
 
 
 class _Bare(Enum):

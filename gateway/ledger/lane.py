@@ -79,7 +79,7 @@ class Lane:
         self.name = name
         self._open = open_connection
         self._limit_seconds = timeout_seconds
-        self._wait = packed("WAIT", replicas, max(1, int(timeout_seconds * 500)))
+        self._wait = packed(("WAIT", replicas, max(1, int(timeout_seconds * 500))))
         self._needed = replicas
         self._clock = clock
         self._cluster = cluster

@@ -155,11 +155,12 @@ class Ledger:
     def __init__(self, connection: Connection, config: LedgerConfig, late_apply_seconds: float) -> None:
         self._connection = connection
         self._prefix = config.prefix
-        self._hold_ms = _ms(config.hold_seconds)
-        self._late_ms = _ms(late_apply_seconds)
+        # As they go over the wire: see `packed`.
+        self._hold_ms = str(_ms(config.hold_seconds))
+        self._late_ms = str(_ms(late_apply_seconds))
         self.late_apply_seconds = late_apply_seconds
         self._replicated = config.durability == "replicated"
-        self._tail = (_ms(config.retention_seconds), config.stream_entries)
+        self._tail = (str(_ms(config.retention_seconds)), str(config.stream_entries))
 
     @property
     def available(self) -> bool:
@@ -201,7 +202,7 @@ class Ledger:
 
     async def reserve(self, session_id: str, operation: str, cap: int | None, products: Sequence[str]) -> Answer:
         """`held`, `full` with the snapshot, `missing` or `ended`."""
-        head = (self._hold_ms, -1 if cap is None else cap)
+        head = (self._hold_ms, _cap(cap))
         return await self._take(_RESERVE, session_id, operation, (*head, "0", *products), (*head, "1", *products))
 
     async def commit(
@@ -259,13 +260,12 @@ class Ledger:
         foreign: bool,
     ) -> Answer:
         """`held`; `full` or `started` with the snapshot; `missing` or `ended`."""
-        limit = -1 if cap is None else cap
-        arguments = (self._hold_ms, limit, _LETTERS[seen], old, new, "1" if foreign else "0")
+        arguments = (self._hold_ms, _cap(cap), _LETTERS[seen], old, new, "1" if foreign else "0")
         return await self._take(_REPLACE, session_id, operation, (*arguments, "0"), (*arguments, "1"))
 
     async def start(self, session_id: str, operation: str, cap: int | None) -> Answer:
         """`asked`, `live`, `unsettled` or `missing`."""
-        arguments = (self._hold_ms, -1 if cap is None else cap)
+        arguments = (self._hold_ms, _cap(cap))
         return await self._take(_START, session_id, operation, arguments, arguments)
 
     async def end(self, session_id: str, operation: str) -> Answer:
@@ -391,6 +391,10 @@ def answer_of(reply: list[Any]) -> Answer:
 def _entry(entry: tuple[bytes, list[bytes]]) -> tuple[str, dict[str, str]]:
     name, items = entry
     return name.decode(), {key.decode(): value.decode() for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _cap(cap: int | None) -> str:
+    return "-1" if cap is None else str(cap)
 
 
 def _ms(seconds: float) -> int:
