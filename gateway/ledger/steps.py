@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 from zlib import crc32
 
@@ -118,8 +119,10 @@ def stream_key(prefix: str, bucket: int) -> str:
     return f"{prefix}:{{{bucket}}}:e"
 
 
-def decode_snapshot(items: Sequence[bytes]) -> Snapshot | None:
-    """The fields and values of a session's hash, in turn; None where there are none."""
+@lru_cache(maxsize=8192)
+def decode_snapshot(items: tuple[bytes, ...]) -> Snapshot | None:
+    """The fields and values of a session's hash, in turn; None where there are none. A full session is read over and
+    over as it was."""
     fields = {key.decode(): value for key, value in zip(items[::2], items[1::2], strict=True)}
     if "s" not in fields:
         return None
@@ -298,7 +301,7 @@ class Ledger:
             reply = await self._call(_SNAPSHOT, session_id, "")
         except LostAnswer:
             reply = await self._call(_SNAPSHOT, session_id, "")
-        return decode_snapshot(reply)
+        return decode_snapshot(tuple(reply))
 
     def used(self, session_id: str) -> asyncio.Future[bytes | None]:
         """How many slots count, asked for at once, so that the answer can be had by the time it is wanted."""
@@ -383,7 +386,7 @@ def answer_of(reply: list[Any]) -> Answer:
         said=said,
         used=reply[1] if len(reply) > 1 else 0,
         state=_STATES[state] if isinstance(state, bytes) else None,
-        snapshot=decode_snapshot(reply[3:]) if len(reply) > 3 and isinstance(state, bytes) else None,
+        snapshot=decode_snapshot(tuple(reply[3:])) if len(reply) > 3 and isinstance(state, bytes) else None,
         new=state if isinstance(state, int) else 0,
     )
 

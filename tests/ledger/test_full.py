@@ -30,7 +30,7 @@ def full(clock: Clock) -> FullSessions:
 
 def learn(full: FullSessions, session_id: str = "room", **fields: str) -> None:
     items = [part.encode() for pair in (LIVE_AND_FULL | fields).items() for part in pair]
-    snapshot = decode_snapshot(items)
+    snapshot = decode_snapshot(tuple(items))
     assert snapshot is not None
     full.learn(session_id, snapshot)
 
