@@ -62,10 +62,7 @@ class Tasks:
         except Exception as error:
             self._failed(error)
             return
-        rest = _go_on(work, waits_for)
-        # Into its `try`: a task that is cancelled before its first step would not enter it, and the work not be told.
-        rest.send(None)
-        self.start(rest)
+        self.start(_Begun(work, waits_for))
 
     def after(
         self, first: asyncio.Future[R], then: Callable[[asyncio.Future[R]], T | Coroutine[Any, Any, T]]
@@ -144,38 +141,30 @@ def _fail(outcome: asyncio.Future[Any], error: BaseException) -> None:
         outcome.exception()
 
 
-class _Begun:
-    """Awaited: first nothing; then what is left of work that waits for `waits_for`, as it was yielded to the loop."""
-
-    __slots__ = ("_waits_for", "_work")
+class _Begun(Coroutine[Any, Any, None]):
+    """What is left of work that has begun: it waits for `waits_for`, as it was yielded to the event loop."""
 
     def __init__(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
         self._work = work
         self._waits_for = waits_for
 
+    def send(self, value: None) -> Any:
+        self._hand_over()
+        return self._waits_for
+
+    def throw(self, *error: Any) -> Any:
+        self._hand_over()
+        return self._work.throw(*error)
+
+    def _hand_over(self) -> None:
+        """From its second step on the task speaks with the work itself."""
+        self.send = self._work.send  # type: ignore[method-assign, assignment]
+
+    def close(self) -> None:
+        self._work.close()
+
     def __await__(self) -> Generator[Any, Any, None]:
-        work, waits_for = self._work, self._waits_for
-        begun = False
-        try:
-            while True:
-                try:
-                    if not begun:
-                        begun = True
-                        yield None
-                    said = yield waits_for
-                except GeneratorExit:
-                    work.close()
-                    raise
-                except BaseException as error:
-                    waits_for = work.throw(error)
-                else:
-                    waits_for = work.send(said)
-        except StopIteration:
-            pass
-
-
-async def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
-    await _Begun(work, waits_for)
+        raise TypeError("What has begun is for a task.")
 
 
 @asynccontextmanager

@@ -100,11 +100,13 @@ def test_table_and_page_show_medians_ranges_notes_and_who_is_missing() -> None:
 
 def test_a_sample_counts_for_its_innermost_stage() -> None:
     attach = (
-        "run (asyncio/runners.py:118);Connection._serve (gateway/proxy/listener.py:216);attach (gateway/x/attach.py:50)"
+        "run (asyncio/runners.py:118);Connection.serve (gateway/proxy/listener.py:216);attach (gateway/x/attach.py:50)"
     )
     folded = (
         f"{attach} 1\n{attach};Ledger.reserve (gateway/ledger/steps.py:9);Ledger._call (gateway/ledger/steps.py:8) 2\n"
     )
-    folded += f"{attach};reserve (gateway/admission/attach.py:9);Telemetry.ledger_took (gateway/telemetry.py:8) 1\n"
+    folded += (
+        f"{attach};reserve (gateway/admission/attach.py:9);Telemetry.ledger_took (gateway/telemetry/metrics.py:8) 1\n"
+    )
     found = {stage: share for stage, share in stages.shares(folded).items() if share}
     assert found == {"metrics": 0.25, "reserve": 0.5, "what is left of attach": 0.25}
