@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from gateway import config
-from gateway.admin.guard import AdminPort, answer, application, document
+from gateway.admin.guard import SAY_AGAIN_SECONDS, AdminPort, Seldom, answer, application, document, metrics_form
 from gateway.errors import GatewayError
 from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry, without_secrets
@@ -88,7 +88,7 @@ async def start(
         return document(200 if ready else 503, whole if guard.knows(request) else {"status": status})
 
     async def metrics(request: web.Request) -> web.Response:
-        return answer(200, *telemetry.exposition(request.headers.get("Accept", "")))
+        return answer(200, *telemetry.exposition(metrics_form(request)))
 
     app = application(guard, healthz, readyz, metrics)
     if socket is None:
@@ -111,6 +111,7 @@ class _Checker:
         self._limit_seconds = limit_seconds
         self._tasks = tasks
         self._running: asyncio.Task[dict[str, str]] | None = None
+        self._said = {name: Seldom(SAY_AGAIN_SECONDS) for name in checks}
 
     async def results(self) -> dict[str, str]:
         if self._running is None or self._running.done():
@@ -133,5 +134,6 @@ class _Checker:
             result = without_secrets(f"{type(error).__name__}: {error}"[: 2 * MAX_MESSAGE_CHARS])
         else:
             return "ok"
-        log.warning("not_ready", check=name, result=result)
+        if self._said[name].now():
+            log.warning("not_ready", check=name, result=result)
         return result[:MAX_MESSAGE_CHARS]

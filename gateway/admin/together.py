@@ -25,7 +25,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from gateway import config
-from gateway.admin.guard import AdminPort, answer, application, document
+from gateway.admin.guard import AdminPort, answer, application, document, metrics_form
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class Together:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         answers = await self._ask("/metrics")
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        encode, content_type = choose_encoder(metrics_form(request))
         together = _Merged({name: body.decode() for name, (status, body) in answers.items() if status == 200}, answers)
         return answer(200, encode(together), content_type)
 
