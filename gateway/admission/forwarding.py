@@ -8,6 +8,14 @@ from gateway.admission.decision import Decision, Header, Incoming, Reply
 from gateway.admission.gate import Gate
 from gateway.upstream.pool import UpstreamAnswer
 
+_CHOOSES_THE_ANSWER = frozenset(
+    (
+        *(b"accept-encoding", b"range", b"if-range"),
+        *(b"if-none-match", b"if-match", b"if-modified-since", b"if-unmodified-since"),
+    )
+)
+"""With these a client could have an answer that can't be read, is only a part, or denies what was done: where they are
+looked at behind the work, a product that was attached is answered 412 or 416."""
 _JSON: Header = (b"Content-Type", b"application/json")
 
 
@@ -17,19 +25,13 @@ async def forward(
     decision: Decision,
     account_id: str,
     body: bytes | None,
-    *,
-    without: frozenset[bytes] = frozenset(),
 ) -> UpstreamAnswer:
     """Send a matched request on, once, in the gateway's own words: canonical path and body, and who asks set last.
 
-    The answer is not compressed, since what it says was applied must be readable; `without` names more headers that
-    would make it unreadable. Raises as `Pool.request` does.
+    The answer is whole, unconditional and not compressed, since what it says was applied must be readable and true.
+    Raises as `Pool.request` does.
     """
-    headers = [
-        header
-        for header in incoming.forwarded_headers()
-        if (name := header[0].lower()) != b"accept-encoding" and name not in without
-    ]
+    headers = [header for header in incoming.forwarded_headers() if header[0].lower() not in _CHOOSES_THE_ANSWER]
     if body is not None:
         headers.append(_JSON)
     headers.append((b"Attachgate-Decision", decision.id.encode()))

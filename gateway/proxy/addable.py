@@ -23,9 +23,6 @@ from gateway.upstream.pool import UpstreamAnswer
 _NOT_TRUE_OF_A_FILTERED_LIST = frozenset(
     (b"etag", b"last-modified", b"content-md5", b"digest", b"content-digest", b"repr-digest", b"accept-ranges")
 )
-CONDITIONAL = frozenset(
-    (b"range", b"if-range", b"if-none-match", b"if-match", b"if-modified-since", b"if-unmodified-since")
-)
 _decoder: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -37,7 +34,7 @@ async def addable(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     account = gate.directory.peek_account(account_id) or await gate.directory.account(account_id)
     assert decision.surface is not None
     verdict = decision.verdict = gate.evaluate(account, decision.surface, decision.now)
-    answer = await forward(gate, incoming, decision, account_id, None, without=CONDITIONAL)
+    answer = await forward(gate, incoming, decision, account_id, None)
     if verdict.cap is not None and 200 <= answer.status < 300:
         answer = _filtered(answer, account)
     return upstream_reply(answer, decision)

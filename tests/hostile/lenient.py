@@ -35,7 +35,8 @@ class Reading:
     """`keys`: which of several equal members, fields or parameters counts. `framing`: which of two counts.
     `decodings`: how often a path is decoded. `folds`: case, width and accents do not matter. `tidies`: slashes, dots,
     parameters and suffixes of a path are cleared away. `overrides`: fields, parameters and forms may say another
-    method, another address. `sources`: ids are looked for in the query and in forms, too."""
+    method, another address. `sources`: ids are looked for in the query and in forms, too. `haggles`: whether the answer is one that
+    the client wants is looked at behind the work, as frameworks and proxies do that know only the answer."""
 
     name: str
     keys: Which = "last"
@@ -45,15 +46,24 @@ class Reading:
     tidies: bool = False
     overrides: bool = False
     sources: bool = False
+    haggles: bool = False
 
 
 READINGS = (
     Reading("first-wins", keys="first", framing="length", tidies=True),
-    Reading("last-wins", keys="last", framing="chunks", tidies=True),
+    Reading("last-wins", keys="last", framing="chunks", tidies=True, haggles=True),
     Reading("decodes-twice", keys="last", decodings=2, tidies=True, folds=True),
     Reading("overridden", keys="first", overrides=True, sources=True, tidies=True),
     Reading(
-        "takes-all", keys="all", framing="length", decodings=3, folds=True, tidies=True, overrides=True, sources=True
+        "takes-all",
+        keys="all",
+        framing="length",
+        decodings=3,
+        folds=True,
+        tidies=True,
+        overrides=True,
+        sources=True,
+        haggles=True,
     ),
 )
 
@@ -112,6 +122,8 @@ class Lenient:
                 self.most_at_once = max(self.most_at_once, self._at_once)
                 await asyncio.sleep(0)
                 status, answer = self._answer(asked)
+                if self.reading.haggles and status == 200:
+                    status, answer = _haggled(asked, answer)
                 self._at_once -= 1
                 body = b"" if status == 204 else msgspec.json.encode(answer)
                 length = b"" if status == 204 else b"Content-Length: %d\r\n" % len(body)
@@ -339,6 +351,20 @@ _UNDO: dict[str, Callable[[bytes], bytes]] = {
     "x-gzip": gzip.decompress,
     "deflate": zlib.decompress,
 }
+
+
+def _haggled(asked: Asked, answer: Any) -> tuple[int, Any]:
+    """What has been done already is answered as if it had not: no such form (406), no such part (416), not under this
+    condition (412)."""
+    wanted = {name: value.lower() for name, value in [*asked.query, *asked.fields]}
+    forms = wanted.get("accept", "*/*") + wanted.get("format", "")
+    if not re.search(r"json|\*/\*", forms) or wanted.get("format", "json") != "json":
+        return 406, {"error": "not acceptable"}
+    if "if-none-match" in wanted or "if-match" in wanted or "if-unmodified-since" in wanted:
+        return 412, {"error": "precondition failed"}
+    if found := re.match(r"bytes=(\d+)-", wanted.get("range", "")):
+        return (206, {"attached": []}) if int(found[1]) < 100 else (416, {"error": "no such range"})
+    return 200, answer
 
 
 _MARKS = (
