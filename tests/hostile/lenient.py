@@ -35,8 +35,8 @@ class Reading:
     """`keys`: which of several equal members, fields or parameters counts. `framing`: which of two counts.
     `decodings`: how often a path is decoded. `folds`: case, width and accents do not matter. `tidies`: slashes, dots,
     parameters and suffixes of a path are cleared away. `overrides`: fields, parameters and forms may say another
-    method, another address. `sources`: ids are looked for in the query and in forms, too. `haggles`: whether the answer is one that
-    the client wants is looked at behind the work, as frameworks and proxies do that know only the answer."""
+    method, another address. `sources`: ids are looked for in the query and in forms, too. `haggles`: whether the
+    client wants such an answer is looked at behind the work, as frameworks and proxies do."""
 
     name: str
     keys: Which = "last"
