@@ -10,12 +10,16 @@ from gateway.upstream.pool import UpstreamAnswer
 
 _CHOOSES_THE_ANSWER = frozenset(
     (
-        *(b"accept-encoding", b"range", b"if-range"),
+        *(b"accept-encoding", b"range", b"if-range", b"prefer", b"idempotency-key", b"x-idempotency-key"),
         *(b"if-none-match", b"if-match", b"if-modified-since", b"if-unmodified-since"),
+        *(b"dry-run", b"x-dry-run", b"validate-only", b"x-validate-only"),
     )
 )
-"""With these a client could have an answer that can't be read, is only a part, or denies what was done: where they are
-looked at behind the work, a product that was attached is answered 412 or 416."""
+"""With these a client could have an answer that can't be read, is only a part, or is not true: where conditions and
+ranges are looked at behind the work, a product that was attached is answered 412 or 416; and a detach that is only
+tried out, put off, or answered again as before by its key, is answered 2xx while the product stays."""
+_GIVES_BACK = frozenset(("detach", "replace"))
+"""Whose 2xx frees a slot: no query goes with them, which could say `dry_run`."""
 _JSON: Header = (b"Content-Type", b"application/json")
 
 
@@ -28,8 +32,8 @@ async def forward(
 ) -> UpstreamAnswer:
     """Send a matched request on, once, in the gateway's own words: canonical path and body, and who asks set last.
 
-    The answer is whole, unconditional and not compressed, since what it says was applied must be readable and true.
-    Raises as `Pool.request` does.
+    The answer is whole, new, unconditional and not compressed, since what it says was applied must be readable and
+    true. Raises as `Pool.request` does.
     """
     headers = [header for header in incoming.forwarded_headers() if header[0].lower() not in _CHOOSES_THE_ANSWER]
     if body is not None:
@@ -38,10 +42,11 @@ async def forward(
     identity = gate.identity.forwarded_header(account_id)
     if identity is not None:
         headers.append(identity)
+    target = incoming.match.path if decision.operation in _GIVES_BACK else incoming.target
     began = perf_counter()
     try:
         return await gate.pool.request(
-            incoming.method, incoming.target, headers, body, route=incoming.match.name, send_by=decision.send_by
+            incoming.method, target, headers, body, route=incoming.match.name, send_by=decision.send_by
         )
     finally:
         gate.telemetry.upstream_took(decision.operation, perf_counter() - began)
