@@ -102,7 +102,10 @@ _OVERRIDES = (
     *("x-forwarded-uri", "x-forwarded-path", "x-forwarded-prefix", "x-original-host", "x-host"),
     *("x-envoy-original-path", "x-envoy-original-host", "x-envoy-original-method"),
 )
-_REWRITTEN = ("forwarded", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-server")
+_REWRITTEN = (
+    *("forwarded", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-server"),
+    "attachgate-decision",
+)
 """Said anew by `forwarding`, or a claim of the client about itself that nobody has checked (RFC 7239)."""
 
 _KNOWN: dict[str, _Known] = {

@@ -195,6 +195,7 @@ def test_what_is_remembered_of_names_and_hosts_is_bounded() -> None:
         *(b"Forwarded", b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Host", b"X_Forwarded_For", b"Via"),
         *(b"X-Account-Id", b"x-account-id", b"X_Account_Id", b"X.Account.Id", b"X-Account_Id", b"X~Account~Id"),
         *(b"Content_Length", b"Transfer_Encoding", b"Transfer.Encoding", b"Content_Type", b"Authorization_"),
+        *(b"Attachgate-Decision", b"attachgate_decision"),
     ],
 )
 def test_hop_by_hop_fields_overrides_and_aliases_stay_here(name: bytes) -> None:
