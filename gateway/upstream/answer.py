@@ -75,7 +75,7 @@ class Heads:
             if len(self._met) >= MAX_HEADS:
                 self._met.clear()
             self._met.add(met)
-        elif body == data[size:] and reading.framing == [(b"content-length", b"%d" % len(body))]:
+        elif reading.framing == [(b"content-length", b"%d" % len(body))] and body == data[size:]:
             if len(self._known) >= MAX_HEADS:
                 self._known.clear()
             head = reading.head
