@@ -57,8 +57,9 @@ class Incoming(Asking, Protocol):
         """The whole body. Raises `BodyTooLarge`, or a `ClientError` where it stops arriving."""
         ...
 
-    def forwarded_headers(self) -> list[Header]:
-        """The end-to-end headers, with those that a proxy adds; without length, type, host and identity."""
+    def forwarded_lines(self) -> bytes:
+        """The end-to-end headers as they are sent on, with those that a proxy adds; without length, type, host,
+        identity, and what would choose another answer (`forwarding`)."""
         ...
 
 

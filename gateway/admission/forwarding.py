@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from time import perf_counter
 
 from gateway.admission.decision import Decision, Header, Incoming, Reply
@@ -23,6 +24,11 @@ _GIVES_BACK = frozenset(("detach", "replace"))
 _JSON: Header = (b"Content-Type", b"application/json")
 
 
+def forwarded_lines(fields: Iterable[Header]) -> bytes:
+    """Of these header fields, those that go on with a matched request, as they are sent."""
+    return b"".join([b"%b: %b\r\n" % field for field in fields if field[0].lower() not in _CHOOSES_THE_ANSWER])
+
+
 async def forward(
     gate: Gate,
     incoming: Incoming,
@@ -35,7 +41,7 @@ async def forward(
     The answer is whole, new, unconditional and not compressed, since what it says was applied must be readable and
     true. Raises as `Pool.request` does.
     """
-    headers = [header for header in incoming.forwarded_headers() if header[0].lower() not in _CHOOSES_THE_ANSWER]
+    headers: list[Header] = []
     if body is not None:
         headers.append(_JSON)
     headers.append((b"Attachgate-Decision", decision.id.encode()))
@@ -46,7 +52,13 @@ async def forward(
     began = perf_counter()
     try:
         return await gate.pool.request(
-            incoming.method, target, headers, body, route=incoming.match.name, send_by=decision.send_by
+            incoming.method,
+            target,
+            headers,
+            body,
+            lines=incoming.forwarded_lines(),
+            route=incoming.match.name,
+            send_by=decision.send_by,
         )
     finally:
         gate.telemetry.upstream_took(decision.operation, perf_counter() - began)

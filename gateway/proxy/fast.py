@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from gateway import refusals
 from gateway.admission.decision import Decision, Header, Reply
+from gateway.admission.forwarding import forwarded_lines
 from gateway.errors import GatewayError
 from gateway.policy.model import Surface
 from gateway.proxy.rules import Rules
@@ -49,8 +50,9 @@ MAX_REMEMBERED_BYTES = 1024
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
-class Head(Struct, frozen=True, gc=False):
-    """A block of header fields, as it was read. `length`: of the body, in bytes."""
+class Head(Struct, frozen=True, eq=False, gc=False):
+    """A block of header fields, as it was read; another one of the same fields is not equal. `length`: of the body, in
+    bytes."""
 
     headers: Headers
     length: int
@@ -60,7 +62,7 @@ class Head(Struct, frozen=True, gc=False):
 class PlainIncoming:
     """A recognised request, in the form that admission reads."""
 
-    __slots__ = ("_body", "headers", "language", "match", "method", "peer_ip", "scheme", "target")
+    __slots__ = ("_body", "_head", "headers", "language", "match", "method", "peer_ip", "scheme", "target")
 
     def __init__(self, match: Match, head: Head, body: bytes, peer_ip: str, scheme: str) -> None:
         self.match = match
@@ -71,12 +73,18 @@ class PlainIncoming:
         self.peer_ip = peer_ip
         self.scheme = scheme
         self._body = body
+        self._head = head
 
     async def body(self) -> bytes:
         return self._body
 
-    def forwarded_headers(self) -> list[Header]:
-        return self.headers.forward + forwarding(self.peer_ip, self.scheme, self.headers)
+    def forwarded_lines(self) -> bytes:
+        return _lines(self._head, self.peer_ip, self.scheme)
+
+
+@lru_cache(MAX_REMEMBERED)
+def _lines(head: Head, peer_ip: str, scheme: str) -> bytes:
+    return forwarded_lines(head.headers.forward + forwarding(peer_ip, scheme, head.headers))
 
 
 class _Reading:

@@ -7,7 +7,7 @@ import socket
 
 from aiohttp import web
 
-from gateway.admission.decision import Header
+from gateway.admission.forwarding import forwarded_lines
 from gateway.config import Listen
 from gateway.errors import BodyIncomplete, BodyTooLarge, LengthRequired
 from gateway.reading.address import Address
@@ -77,8 +77,8 @@ class AiohttpIncoming:
             raise BodyIncomplete(f"The body broke off: {type(error).__name__}.") from None
         return b"".join(chunks)
 
-    def forwarded_headers(self) -> list[Header]:
-        return self.headers.forward + forwarding(self.peer_ip, self._request.scheme, self.headers)
+    def forwarded_lines(self) -> bytes:
+        return forwarded_lines(self.headers.forward + forwarding(self.peer_ip, self._request.scheme, self.headers))
 
 
 async def ask_for_body(request: web.BaseRequest) -> None:

@@ -210,18 +210,20 @@ class Pool:
         headers: Sequence[Header],
         body: bytes | None,
         *,
+        lines: bytes = b"",
         route: str = "",
         send_by: float = math.inf,
     ) -> UpstreamAnswer:
         """Send one request, once, and read its whole answer.
 
-        `path` is the canonical path with its query; `headers` are end-to-end ones without Host and Content-Length.
+        `path` is the canonical path with its query; `headers` are end-to-end ones without Host and Content-Length,
+        and so are `lines`, which are ready to be sent.
         `route`: whose places it takes. By `send_by`, on the pool's clock, the request must have left: after it, what
         was reserved for it may be somebody else's.
         Raises `NotSent` or `Overloaded` where nothing was sent; `UpstreamUnreachable` or `UpstreamTimeout` where the
         request may have been applied.
         """
-        request = self._written(method, path, headers, body)
+        request = self._written(method, path, lines, headers, body)
         share = self._places.share(route)
         connection = await self._acquire(share)
         try:
@@ -231,8 +233,8 @@ class Pool:
         finally:
             self._release(connection, share)
 
-    def _written(self, method: str, path: str, headers: Sequence[Header], body: bytes | None) -> bytes:
-        lines = [method.encode(), b" ", self._prefix, path.encode("ascii"), self._host_line]
+    def _written(self, method: str, path: str, ready: bytes, headers: Sequence[Header], body: bytes | None) -> bytes:
+        lines = [method.encode(), b" ", self._prefix, path.encode("ascii"), self._host_line, ready]
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
         if body is not None:
