@@ -184,7 +184,11 @@ class Lane:
         except BaseException:
             await _end(connection)
             raise
-        self._wire = wire
+        if self._wire is None:
+            self._wire = wire
+        else:
+            # A probe and a call have both connected: one is enough, and may be in use.
+            wire.close()
         return True
 
     def _next_batch(self) -> list[Call]:

@@ -148,6 +148,15 @@ async def test_a_connection_closed_while_idle_costs_no_call() -> None:
         assert server.connections == 2
 
 
+async def test_of_two_attempts_to_connect_one_connection_is_left() -> None:
+    async with asking(lambda words: bulk(words[1])) as (server, connection):
+        await connection.command("GET", "k")
+        assert await connection._lanes["redis"]._connect()
+        await server.sees(lambda: server.connections == 2 and len(server.writers) == 1)
+        assert await connection.command("GET", "second") == b"second"
+        assert server.connections == 2
+
+
 async def test_nonsense_ends_the_connection_and_the_call() -> None:
     said = iter([b"%%%\r\n", OK])
     async with asking(lambda words: next(said)) as (_, connection):
