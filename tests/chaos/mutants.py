@@ -67,8 +67,8 @@ MUTANTS: Final = (
         (
             (
                 "admission/outcome.py",
-                "return Outcome.not_applied if 400 <= status < 500 else Outcome.in_doubt",
-                "return Outcome.not_applied",
+                " if 400 <= status < 500 and status not in _ABOUT_THE_ANSWER else Outcome.in_doubt",
+                "",
             ),
         ),
         ("over the cap",),

@@ -11,7 +11,7 @@ from gateway.config import DEFAULT_ROUTES, Limits
 from gateway.errors import GatewayError
 from gateway.reading.body import BodyReader
 
-BODY_SECONDS = 0.1
+BODY_SECONDS = 0.5
 """What the worst body of 256 KB may take to read, on one core of a busy machine."""
 
 
