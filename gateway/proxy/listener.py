@@ -41,6 +41,8 @@ from gateway.tasks import Tasks
 MAX_HELD_BYTES = 65_536
 BEGUN_A_TURN = 64
 """Plain requests: some milliseconds of work. Fewer would make more and smaller writes to Redis of one."""
+BEGUN_OF_A_SESSION = 8
+"""Of these. Who hammers one session makes the turns short."""
 MAX_QUIET_SECONDS = 1.0
 QUIET_SHARE = 0.1
 _VERSIONS = (HttpVersion11, HttpVersion10)
@@ -240,26 +242,31 @@ class Connection(RequestHandler):
             self.transport.pause_reading()
 
     async def serve(self, plain: PlainIncoming) -> None:
-        """Answer one plain request; then what was held, by whichever way it takes."""
+        """Answer one plain request."""
         try:
             answer, closes = await self._listener.fast.answer(plain, closing=self._listener.closing())
-            if self.transport is not None:
-                self.transport.write(answer)
-                if closes:
-                    self.force_close()
         except BaseException:
             # Without an answer, whoever waits for one must see the end.
             self.force_close()
             raise
-        finally:
-            self._busy = False
-            held, self._held = self._held, b""
-            if self.transport is not None:
-                self._keep_open()
-                if len(held) > MAX_HELD_BYTES:
-                    self.transport.resume_reading()
-                if held:
-                    self.data_received(held)
+        # One write after the other, behind the work of this turn: whoever reads on another core is then woken once.
+        self._loop.call_soon(self._send, answer, closes)
+
+    def _send(self, answer: bytes, closes: bool) -> None:
+        """Then comes what was held, by whichever way it takes."""
+        self._busy = False
+        if self.transport is None:
+            return
+        self.transport.write(answer)
+        if closes:
+            self.force_close()
+            return
+        self._keep_open()
+        held, self._held = self._held, b""
+        if len(held) > MAX_HELD_BYTES:
+            self.transport.resume_reading()
+        if held:
+            self.data_received(held)
 
     def _keep_open(self) -> None:
         """The connection was used just now: aiohttp's keep-alive timer counts from here."""
@@ -363,12 +370,9 @@ class Listener(web.Server):
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        waiting = self._waiting
-        for _ in range(BEGUN_A_TURN):
-            if not waiting:
-                break
-            self._serve(*waiting.take())
-        self._turn_comes = bool(waiting)
+        for connection, plain in self._waiting.take(BEGUN_A_TURN, BEGUN_OF_A_SESSION):
+            self._serve(connection, plain)
+        self._turn_comes = bool(self._waiting)
         if self._turn_comes:
             self._loop.call_soon(self._turn)
 
@@ -377,8 +381,9 @@ class Listener(web.Server):
             self.plain_requests.begin(connection.serve(plain))
 
     def _begin_all(self) -> None:
-        while self._waiting:
-            self._serve(*self._waiting.take())
+        while waiting := self._waiting.take(BEGUN_A_TURN, BEGUN_A_TURN):
+            for connection, plain in waiting:
+                self._serve(connection, plain)
 
     async def drain(self, seconds: float) -> None:
         """Wait for plain requests; those of aiohttp's way have until the same moment, once the runner ends them.

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """A queue for each key, in the order in which they came; `take` goes round the keys."""
+    """A queue for each key, in the order in which they came."""
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[T]] = {}
@@ -30,8 +30,15 @@ class Turns(Generic[T]):
         else:
             queue.append(item)
 
-    def take(self) -> T:
-        """The next one; its key's others wait until every other key has had its turn. Raises IndexError if empty."""
+    def take(self, most: int, each: int) -> list[T]:
+        """So many at most, and of each key at most `each`: the first of all keys, then the second of all."""
+        taken: list[T] = []
+        for _ in range(each):
+            for _ in range(min(len(self._round), most - len(taken))):
+                taken.append(self._next())
+        return taken
+
+    def _next(self) -> T:
         key = self._round.popleft()
         queue = self._queues[key]
         item = queue.popleft()

@@ -28,6 +28,9 @@ from gateway.upstream.places import Places, Share
 _MEANT_TO_HAVE_A_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 
+_CLOSED_BEFORE = "The upstream closed the connection before the request was sent."
+
+
 class NotSent(UpstreamUnreachable):
     """No connection: nothing was sent."""
 
@@ -59,6 +62,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = self._look_at = self._heard = 0.0
         self._unsent = 0
+        self._request = b""
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[UpstreamAnswer] | None = None
         self._answering = False
@@ -75,18 +79,24 @@ class _Connection(asyncio.Protocol):
     def send(self, request: bytes) -> asyncio.Future[UpstreamAnswer]:
         """Raises `NotSent` where the connection has ended already."""
         if not self.usable:
-            raise NotSent("The upstream closed the connection before the request was sent.")
-        assert self._transport is not None
+            raise NotSent(_CLOSED_BEFORE)
         self.reusable = self._answering = False
         waiter = self._waiter = self._loop.create_future()
-        self._transport.write(request)
-        self._unsent = self._transport.get_write_buffer_size()
+        # One write after the other, behind the work of this turn: whoever reads on another core is then woken once.
+        self._request = request
+        self._loop.call_soon(self._write)
         now = self._loop.time()
         self._deadline = now + self._limits.response_timeout_seconds
         self._look_at = now + self._first_look_seconds
         if self._timer is None:
             self._timer = self._loop.call_at(self._look_at, self._look)
         return waiter
+
+    def _write(self) -> None:
+        if self.usable and self._transport is not None:
+            self._transport.write(self._request)
+            self._unsent = self._transport.get_write_buffer_size()
+            self._request = b""
 
     def _look(self) -> None:
         """Whether the exchange still moves; looked at again when it might not."""
@@ -128,8 +138,8 @@ class _Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is None:
-            self.abort()
+        if self._waiter is None or self._request:
+            self._fail(UpstreamUnreachable("The upstream said something before it was asked."))
             return
         reading, first = self._reading, not self._answering
         if first:
@@ -160,6 +170,8 @@ class _Connection(asyncio.Protocol):
 
     def _fail(self, error: UpstreamUnreachable | UpstreamTimeout) -> None:
         waiter, self._waiter = self._waiter, None
+        if self._request:
+            error = NotSent(_CLOSED_BEFORE)
         self.abort()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)

@@ -125,7 +125,13 @@ async def test_an_answer_reads_the_same_however_it_is_cut(raw: Any, answer: byte
 class Transport(asyncio.Transport):
     """Takes everything, and leads nowhere."""
 
-    def write(self, data: Any) -> None: ...
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[Any] = []
+
+    def write(self, data: Any) -> None:
+        self.written.append(data)
+
     def abort(self) -> None: ...
     def is_closing(self) -> bool:
         return False
@@ -293,6 +299,24 @@ async def test_an_answer_to_half_a_request_ends_the_connection(raw: Any) -> None
     assert (await ask(pool, body=b"x" * 30_000_000)).status == 413
     assert pool.connections == 0
     done.set()
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["says something", "closes"])
+async def test_what_happens_before_a_request_is_out_has_nothing_to_do_with_it(ends: bool) -> None:
+    """It leaves at the end of the loop's turn."""
+    connection = to_nowhere()
+    answered = connection.send(b"POST / HTTP/1.1\r\n\r\n")
+    if ends:
+        connection.eof_received()
+        connection.connection_lost(None)
+    else:
+        connection.data_received(OK)
+    with pytest.raises(NotSent):
+        await answered
+    await asyncio.sleep(0)
+    transport = connection._transport
+    assert isinstance(transport, Transport)
+    assert (transport.written, connection.usable, connection.reusable) == ([], False, False)
 
 
 # Connections
