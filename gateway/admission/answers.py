@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from gateway import refusals
@@ -14,10 +14,14 @@ from gateway.ledger.steps import Slot, Snapshot
 from gateway.refusals import PolicyReason, SlotView
 
 
-@lru_cache(maxsize=16_384)
-def slot_views(slots: tuple[Slot, ...]) -> tuple[SlotView, ...]:
+def slot_views(slots: Iterable[Slot]) -> tuple[SlotView, ...]:
+    return tuple([_slot_view(slot.product_id, slot.since_ms, slot.attached) for slot in slots])
+
+
+@lru_cache(maxsize=65_536)
+def _slot_view(product_id: str, since_ms: int, attached: bool) -> SlotView:
     """A full session is refused over and over with the same slots."""
-    return tuple([SlotView(slot.product_id, rfc3339(slot.since_ms), slot.attached) for slot in slots])
+    return SlotView(product_id, rfc3339(since_ms), attached)
 
 
 def refusal(

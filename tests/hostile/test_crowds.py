@@ -41,10 +41,10 @@ HAMMERS = 1000 if LONG else 100
 QUIET = 1000 if LONG else 100
 QUIET_AT_ONCE = 100 if LONG else 20
 """So many of the quiet sessions ask at one moment; each asks several times."""
-SLOWER = 40.0 if LONG else 100.0
+SLOWER = 10.0 if LONG else 100.0
 """How many times longer a quiet request may take beside a crowd that keeps the gateway busy all the time. With a
-thousand of them it is some 15 times; where each turn of the loop serves the whole crowd, 70 to 100. The slice has too
-few requests for more than to find what stands still."""
+thousand of them it is about twice; where a turn of the loop takes as many of the crowd as come, 15; where it takes all,
+70 to 100. The slice has too few requests for more than to find what stands still."""
 MORE_MIB = 100
 ROOT = Path(__file__).parents[2]
 
