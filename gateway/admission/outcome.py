@@ -14,10 +14,9 @@ from gateway.errors import GatewayError, Overloaded
 from gateway.reading.body import applied_ids
 from gateway.upstream.pool import NotSent, UpstreamAnswer
 
-_ABOUT_THE_ANSWER = frozenset((406, 408, 416, 499))
-"""4xx that may be said behind the work: frameworks find only then that they have no form of the answer that the client
-takes, proxies that they have no such part of it, or that time or client are gone. The client can bring each about, so
-that it would give back the slot of a product that is there."""
+_NOT_ACCEPTABLE = 406
+"""Says nothing of the work: frameworks find only behind it that they have no form of the answer that the client takes.
+The client brings it about (`Accept`, `?format=`), and would have the slot of a product that is there given back."""
 
 
 class Outcome(Enum):
@@ -37,7 +36,7 @@ def of_status(
         return Outcome.applied
     if operation == "detach" and status == 404 and slot_may_return:
         return Outcome.absent
-    return Outcome.not_applied if 400 <= status < 500 and status not in _ABOUT_THE_ANSWER else Outcome.in_doubt
+    return Outcome.not_applied if 400 <= status < 500 and status != _NOT_ACCEPTABLE else Outcome.in_doubt
 
 
 def of_error(error: GatewayError) -> Outcome:

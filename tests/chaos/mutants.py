@@ -67,7 +67,7 @@ MUTANTS: Final = (
         (
             (
                 "admission/outcome.py",
-                " if 400 <= status < 500 and status not in _ABOUT_THE_ANSWER else Outcome.in_doubt",
+                " if 400 <= status < 500 and status != _NOT_ACCEPTABLE else Outcome.in_doubt",
                 "",
             ),
         ),
