@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -31,6 +32,9 @@ __all__ = ["BodyRead", "BodyReader", "RouteBody", "applied_ids"]
 _JSON_TYPE = re.compile(r'application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?', re.ASCII | re.IGNORECASE)
 """ASCII: else `s` would match a long s. One optional parameter, since several charsets have several
 readings."""
+MAX_REMEMBERED = 4096
+MAX_REMEMBERED_BYTES = 256
+"""Of bodies in the plainest form, whatever they were read as: many rooms ask for the same products."""
 _WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
 
 _SIMPLE_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -88,6 +92,7 @@ class RouteBody:
         self._forbidden = route.method in _WITHOUT_BODY
         self._required = bool(route.product_ids or route.extra_members)
         self._plain, self._forms = _plain_forms(route.product_ids)
+        self._remembered = lru_cache(MAX_REMEMBERED)(self._read_plain)
 
     def read(self, raw: bytes, content_type: str | None, content_encoding: str | None) -> BodyRead:
         """`content_type` and `content_encoding` are the fields' values, None where absent; they only matter
@@ -100,7 +105,8 @@ class RouteBody:
             raise BodyMalformed("The request has a body, and this operation takes none: send it without.")
         if content_type != "application/json" or content_encoding is not None:
             _check_media(content_type, content_encoding)
-        return self._read_plain(raw) or self._read_strictly(raw)
+        plain = self._remembered(raw) if len(raw) <= MAX_REMEMBERED_BYTES else self._read_plain(raw)
+        return plain or self._read_strictly(raw)
 
     def _read_plain(self, raw: bytes) -> BodyRead | None:
         """The reading of a body in the plainest form; None for any other, and for one that is refused."""

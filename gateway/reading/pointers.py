@@ -145,10 +145,18 @@ class Taking:
 
 _tokens_of = lru_cache(maxsize=64)(tokens)
 
+MAX_REMEMBERED = 4096
+MAX_REMEMBERED_BYTES = 256
+"""Of answers, what they say was applied: to the same product, many are the same."""
+
 
 def applied_ids(raw: bytes, pointer: str) -> tuple[str, ...] | None:
     """The strings that an upstream's answer holds at `pointer`, in its order; None where the answer does not
     say: it is not JSON, something on the way is missing, or a value is of another type."""
+    return _remembered_ids(raw, pointer) if len(raw) <= MAX_REMEMBERED_BYTES else _ids_at(raw, pointer)
+
+
+def _ids_at(raw: bytes, pointer: str) -> tuple[str, ...] | None:
     if not pointer:
         return None
     try:
@@ -168,3 +176,6 @@ def applied_ids(raw: bytes, pointer: str) -> tuple[str, ...] | None:
                 return None
         found = deeper
     return tuple(found) if all(isinstance(value, str) for value in found) else None
+
+
+_remembered_ids = lru_cache(MAX_REMEMBERED)(_ids_at)
