@@ -27,6 +27,9 @@ from gateway.reconciler.takeover import Takeovers
 from gateway.tasks import Tasks
 
 LOOK_SECONDS = 0.3
+MAX_PAUSE_SECONDS = 0.2
+"""Between two attempts. Short, since a start may come as soon as Redis is back: a removal that it has not been told of
+by then counts. While Redis is away an attempt costs nothing, for its lane refuses at once."""
 
 log = structlog.get_logger(__name__)
 
@@ -168,4 +171,4 @@ class Settlements:
                 self._takeovers.add(session_id)
                 return None
             await asyncio.sleep(pause)
-            pause = min(2 * pause, 2.0)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
