@@ -49,17 +49,20 @@ class Difference(Struct, frozen=True):
 def difference(snapshot: Snapshot, listed: Iterable[str], foreign: Iterable[str], state: SessionState) -> Difference:
     """What the list and the session's state say that the ledger does not, apart from what is on its way. `listed`: all
     products; `foreign`: those of them that count."""
-    there = frozenset(listed)
-    records = [record for records in snapshot.records.values() for record in records]
-    moving = {record.product_id for record in records}
+    there, moving = frozenset(listed), on_its_way(snapshot)
     attached = [slot.product_id for slot in snapshot.slots if slot.attached]
     return Difference(
         unknown=tuple(product_id for product_id in foreign if product_id not in moving.union(attached)),
         gone=tuple(product_id for product_id in attached if product_id not in moving.union(there)),
         started=state is SessionState.live
         and snapshot.state is SessionState.preparing
-        and not any(record.kind == "s" for record in records),
+        and not any(record.kind == "s" for records in snapshot.records.values() for record in records),
     )
+
+
+def on_its_way(snapshot: Snapshot) -> set[str]:
+    """Products with a record."""
+    return {record.product_id for records in snapshot.records.values() for record in records}
 
 
 class Drift:
@@ -146,9 +149,10 @@ class Drift:
 
     async def _doubt(self, session_id: str, snapshot: Snapshot, gone: tuple[str, ...]) -> None:
         """Unless something was written since the snapshot: then it may be a detach through a gateway that the look
-        came between, and the next round sees. The operation's name is new to the session, as its version is."""
+        came between, and the next round sees; one that is asked has a record, before it writes. The operation's name is
+        new to the session, as its version is."""
         now = await self._ledger.snapshot(session_id)
-        if now is None or now.version != snapshot.version:
+        if now is None or now.version != snapshot.version or not on_its_way(now).isdisjoint(gone):
             return
         steps = [Step("g", product_id) for product_id in gone]
         await self._ledger.doubt(session_id, f"drift-{snapshot.version}", steps)

@@ -184,6 +184,20 @@ async def test_an_attach_through_the_gateway_meanwhile_is_no_alarm(room: World) 
     assert metric(room, 'drift_total{kind="attached"}') == 0
 
 
+async def test_nor_a_detach_that_the_upstream_has_applied_and_the_ledger_does_not_know_yet(room: World) -> None:
+    sweeping = of(room)
+
+    async def applied() -> None:
+        assert (await room.ledger.detach("s1", "slow", "ally-2")).said == "asked"
+        past_the_gateway(room, detached="ally-2")
+
+    between(sweeping, applied)
+    with capture_logs() as logs:
+        await round_of(sweeping)
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == []
+    assert metric(room, 'drift_total{kind="detached"}') == 0
+
+
 async def test_a_detach_through_the_gateway_meanwhile_is_no_alarm(room: World) -> None:
     sweeping = of(room)
 
