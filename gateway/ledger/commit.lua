@@ -12,28 +12,19 @@
 
 local seen, applied, gone, kept, left = ARGV[5], {}, {}, {}, 0
 local records = (#ARGV - 7) / 3
-local names = {'s', 'w'}
-for n = 0, records - 1 do
-  names[n + 3] = record_name(n)
-end
-local values = redis.call('HMGET', SESSION, unpack(names))
-if not values[1] then
+local state, lendings_pending, found, products = own_records(records)
+if not state then
   return {'missing'}
 end
-local found, products, known = {}, {}, false
-for n = 0, records - 1 do
-  local record = decode_record(values[n + 3])
-  if record then
-    found[n] = record
-    products[#products + 1] = record.product
-    known = known or not record.doubt
-  end
+local known = false
+for _, record in pairs(found) do
+  known = known or not record.doubt
 end
 if not known and said_lately(ARGV[7]) then
   return {#products > 0 and 'pending' or 'settled', count('u')}
 end
 local version = next_version()
-local lent = values[2] and unlend(operation, products)
+local lent = lendings_pending and unlend(operation, products)
 
 for n = 0, records - 1 do
   local kind, yes, product = ARGV[8 + 3 * n], ARGV[9 + 3 * n] == '1', ARGV[10 + 3 * n]

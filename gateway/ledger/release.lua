@@ -8,20 +8,16 @@
 -- Keeps  rule 5: a record that is gone is left alone
 
 local records = tonumber(ARGV[5])
-local names = {'s', 'w'}
-for n = 0, records - 1 do
-  names[n + 3] = record_name(n)
-end
-local values = redis.call('HMGET', SESSION, unpack(names))
-if not values[1] then
+local state, lendings_pending, found, products = own_records(records)
+if not state then
   return {'released', 0}
 end
 local version = next_version()
-if values[2] then
-  unlend(operation, record_products(operation, records))
+if lendings_pending then
+  unlend(operation, products)
 end
 for n = 0, records - 1 do
-  local record = decode_record(values[n + 3])
+  local record = found[n]
   if record then
     if record.kind == 't' then
       drop_hold(record.product, slot_of(record.product), false, version)

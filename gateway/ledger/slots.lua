@@ -289,6 +289,25 @@ local function read_record(n)
   return decode_record(field(record_name(n)))
 end
 
+-- In one read: the session's state, its pending lendings (false for none), this operation's records by number, and
+-- their products.
+local function own_records(records)
+  local names = {'s', 'w'}
+  for n = 0, records - 1 do
+    names[n + 3] = record_name(n)
+  end
+  local values = redis.call('HMGET', SESSION, unpack(names))
+  local found, products = {}, {}
+  for n = 0, records - 1 do
+    local record = decode_record(values[n + 3])
+    if record then
+      found[n] = record
+      products[#products + 1] = record.product
+    end
+  end
+  return values[1], values[2], found, products
+end
+
 local function delete_record(n)
   redis.call('HDEL', SESSION, record_name(n))
 end

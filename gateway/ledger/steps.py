@@ -297,11 +297,7 @@ class Ledger:
 
     async def snapshot(self, session_id: str) -> Snapshot | None:
         """The session, or None where the ledger does not have it."""
-        try:
-            reply = await self._call(_SNAPSHOT, session_id, "")
-        except LostAnswer:
-            reply = await self._call(_SNAPSHOT, session_id, "")
-        return decode_snapshot(tuple(reply))
+        return decode_snapshot(tuple(await _reply(lambda: self._call(_SNAPSHOT, session_id, ""))))
 
     def used(self, session_id: str) -> asyncio.Future[bytes | None]:
         """How many slots count, asked for at once, so that the answer can be had by the time it is wanted."""
@@ -371,11 +367,14 @@ class Ledger:
 async def answered(ask: Callable[[], asyncio.Future[Any]], first: asyncio.Future[Any] | None = None) -> Answer:
     """The answer to a step whose repetition changes nothing: asked again where it is lost. `first`: the reply, where it
     was asked already."""
+    return answer_of(await _reply(ask, first))
+
+
+async def _reply(ask: Callable[[], asyncio.Future[Any]], first: asyncio.Future[Any] | None = None) -> Any:
     try:
-        reply = await (ask() if first is None else first)
+        return await (ask() if first is None else first)
     except LostAnswer:
-        reply = await ask()
-    return answer_of(reply)
+        return await ask()
 
 
 def answer_of(reply: list[Any]) -> Answer:
