@@ -35,6 +35,7 @@ from gateway import config, fetch
 from gateway.errors import AccountUnknown, ClientError, DirectoryUnavailable, ProductUnknown, SessionUnknown
 from gateway.policy.model import Account, Product, Session
 from gateway.tasks import Tasks
+from gateway.telemetry import Seldom
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,8 @@ MAX_QUEUED = 1024
 """Look-ups of one kind that wait for their turn; one more is refused at once."""
 MAX_UNKNOWN = 10_000
 """Ids of one kind that are remembered as unknown."""
+LOG_SECONDS = 1.0
+"""At most one line about failed look-ups of a kind in so long."""
 RETRY_SECONDS = 1.0
 """How long an expired record is served without asking again, once the directory has failed to renew it."""
 
@@ -100,7 +103,7 @@ class Records(Generic[R]):
         self._flights: dict[str, _Flight[R]] = {}
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._under_way = 0
-        self._log_after = 0.0
+        self._say = Seldom(LOG_SECONDS, clock)
         self.hits = self.misses = self.stale = self.negative = self.errors = 0
 
     def __len__(self) -> int:
@@ -285,8 +288,7 @@ class Records(Generic[R]):
         entry = self._entries.get(identifier)
         if entry is not None and entry[0] <= now < entry[2]:
             self._entries[identifier] = (min(now + RETRY_SECONDS, entry[2]), entry[1], entry[2])
-        if now >= self._log_after:
-            self._log_after = now + 1.0
+        if self._say.now():
             log.warning("directory_failed", kind=self.kind, id=identifier, why=failure.why, cause=failure.cause)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -30,6 +29,7 @@ from prometheus_client.exposition import choose_encoder
 
 from gateway import config, tls
 from gateway.site import Site, end_when_stalled
+from gateway.telemetry import Seldom
 
 log = structlog.get_logger(__name__)
 
@@ -63,22 +63,6 @@ class Guard:
         scheme, _, sent = fields[0].partition(" ")
         right = hmac.compare_digest(sent.strip(" ").encode("utf-8", "surrogateescape"), self.token.encode())
         return right and scheme.lower() == "bearer"
-
-
-class Seldom:
-    """Whether it is time to say something again: who connects must not fill the log. `clock`: monotonic seconds."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        self._again_at = 0.0
-
-    def now(self) -> bool:
-        now = self._clock()
-        if now < self._again_at:
-            return False
-        self._again_at = now + self._seconds
-        return True
 
 
 class AdminPort:

@@ -19,10 +19,10 @@ import structlog
 from aiohttp import web
 
 from gateway import config
-from gateway.admin.guard import SAY_AGAIN_SECONDS, AdminPort, Seldom, answer, application, document, metrics_form
+from gateway.admin.guard import SAY_AGAIN_SECONDS, AdminPort, answer, application, document, metrics_form
 from gateway.errors import GatewayError
 from gateway.tasks import Tasks
-from gateway.telemetry import Telemetry, without_secrets
+from gateway.telemetry import Seldom, Telemetry, without_secrets
 
 log = structlog.get_logger(__name__)
 

@@ -22,6 +22,7 @@ from gateway.errors import TooManyRequests
 from gateway.identity import Identity
 from gateway.identity.header import Claims
 from gateway.reading.client import network_of
+from gateway.telemetry import Seldom
 
 MAX_KEYS = 65_536
 """Buckets of one kind. Beyond it, the one that was not asked for longest is forgotten, and is full again."""
@@ -69,7 +70,7 @@ class Limiter:
     def __init__(self, limits: config.Limits, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._refused = 0
-        self._log_after = 0.0
+        self._say = Seldom(LOG_SECONDS, clock)
         self.configure(limits)
 
     def configure(self, limits: config.Limits) -> None:
@@ -88,11 +89,9 @@ class Limiter:
     def _refusal(self, kind: str, key: str, wait: float) -> TooManyRequests:
         """Counted one by one in the metrics; here a line tells of all since the last one."""
         self._refused += 1
-        now = self._clock()
-        if now >= self._log_after:
+        if self._say.now():
             log.warning("limited", kind=kind, key=key, refused=self._refused)
             self._refused = 0
-            self._log_after = now + LOG_SECONDS
         seconds = max(1, math.ceil(wait))
         return TooManyRequests(f"This {kind} asks too often: wait {seconds} s, then more slowly.", seconds)
 

@@ -9,7 +9,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TextIO
 
 import structlog
@@ -105,3 +106,20 @@ def without_secrets(text: str) -> str:
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     return text
+
+
+class Seldom:
+    """Whether it is time to say something again: what happens by the thousand must not fill the log. `clock`: monotonic
+    seconds."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._again_at = 0.0
+
+    def now(self) -> bool:
+        now = self._clock()
+        if now < self._again_at:
+            return False
+        self._again_at = now + self._seconds
+        return True

@@ -15,7 +15,7 @@ from gateway.admin import guard, server
 from gateway.admin.together import Together
 from gateway.config import Listen
 from gateway.errors import LedgerUnavailable
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Seldom, Telemetry
 
 LISTEN = Listen(admin_port=0, header_timeout_seconds=5.0)
 HOST = b" HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n"
@@ -120,5 +120,5 @@ async def test_who_asks_again_and_again_whether_it_is_ready_does_not_fill_the_lo
 
 def test_what_is_said_seldom_is_said_again() -> None:
     times = iter((100.0, 159.9, 160.0, 161.0))
-    seldom = guard.Seldom(60.0, lambda: next(times))
+    seldom = Seldom(60.0, lambda: next(times))
     assert [seldom.now() for _ in range(4)] == [True, False, True, False]
