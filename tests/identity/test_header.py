@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import aiohttp
 import pytest
 
@@ -12,13 +10,9 @@ from gateway.errors import IdentityInvalid, IdentityMissing
 from gateway.identity import Identity, build
 from gateway.identity import header as module
 from gateway.identity.header import HeaderIdentity, Peers
+from tests.identity.claims import Claims
 
 PATTERN = config.Limits().id_pattern
-
-
-class Claims(NamedTuple):
-    identity: str | None = None
-    authorization: str | None = None
 
 
 NOTHING = Claims()

@@ -9,7 +9,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import jwt
@@ -24,6 +24,7 @@ from gateway import config
 from gateway.errors import IdentityInvalid, IdentityMissing, IdentityUnavailable
 from gateway.identity import build, keys, token
 from gateway.identity.token import TokenIdentity
+from tests.identity.claims import Claims
 
 RSA_KEY, OTHER_RSA_KEY = (rsa.generate_private_key(65537, 2048) for _ in range(2))
 EC_KEYS = {
@@ -159,13 +160,8 @@ def signed_bytes(payload: bytes) -> str:
     return f"{head}.{b64(RSAAlgorithm(RSAAlgorithm.SHA256).sign(head.encode(), RSA_KEY))}"
 
 
-class Claims(NamedTuple):
-    authorization: str | None
-    identity: str | None = None
-
-
 def bearing(credentials: str, scheme: str = "Bearer") -> Claims:
-    return Claims(f"{scheme} {credentials}")
+    return Claims(authorization=f"{scheme} {credentials}")
 
 
 def ask(identity: TokenIdentity, credentials: str) -> str | None:
@@ -221,7 +217,7 @@ async def test_the_upstream_is_told_by_the_gateways_own_header(identity: TokenId
 
 async def test_without_authorization_nobody_asks_whatever_other_headers_say(identity: TokenIdentity) -> None:
     with pytest.raises(IdentityMissing, match="Authorization"):
-        identity.peek("127.0.0.1", Claims(None, "a1"))
+        identity.peek("127.0.0.1", Claims("a1"))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +225,7 @@ async def test_without_authorization_nobody_asks_whatever_other_headers_say(iden
 )
 async def test_other_credentials_are_refused(identity: TokenIdentity, value: str) -> None:
     with pytest.raises(IdentityInvalid, match="Bearer token"):
-        identity.peek("127.0.0.1", Claims(value))
+        identity.peek("127.0.0.1", Claims(authorization=value))
 
 
 @pytest.mark.parametrize(
