@@ -14,9 +14,11 @@ def cluster() -> Iterator[ClusterNodes]:
     nodes = ClusterNodes()
 
     async def begin() -> None:
-        await asyncio.gather(*(node.start() for node in nodes.nodes))
-        await nodes.form()
-        await nodes.let_go()
+        try:
+            await asyncio.gather(*(node.start() for node in nodes.nodes))
+            await nodes.form()
+        finally:
+            await nodes.let_go()
 
     async def end() -> None:
         await asyncio.gather(*(node.close() for node in nodes.nodes))
@@ -34,8 +36,10 @@ def sentinels() -> Iterator[SentinelNodes]:
     nodes = SentinelNodes()
 
     async def begin() -> None:
-        await nodes.form()
-        await nodes.let_go()
+        try:
+            await nodes.form()
+        finally:
+            await nodes.let_go()
 
     async def end() -> None:
         await asyncio.gather(*(node.close() for node in (*nodes.servers, *nodes.sentinels)))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,26 +21,14 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError, ResponseError
 
 from gateway.ledger import embedded
+from tests.ports import free_port
 
 NODE_TIMEOUT_MS = 1000
 SLOTS = 16384
 SENTINEL_PACE_MS = {"ping-period": 100, "info-period": 300, "publish-period": 200, "ask-period": 100}
 
 
-def free_port() -> int:
-    """A port that is free, and so is the one of its cluster bus (10,000 above)."""
-    while True:
-        port = random.randrange(20_000, 50_000)
-        with socket.socket() as one, socket.socket() as other:
-            try:
-                one.bind(("127.0.0.1", port))
-                other.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return port
-
-
-async def until(true: Callable[[], Awaitable[Any]], seconds: float = 15.0) -> None:
+async def until(true: Callable[[], Awaitable[Any]], seconds: float = 30.0) -> None:
     """Wait for something that happens by itself; what fails meanwhile is not yet so."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
@@ -93,8 +79,13 @@ class Node:
 
     async def start(self) -> Node:
         self.spawn()
-        await until(self.client.ping)
+        await until(self._answers)
         return self
+
+    async def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "log").read_text()
+        return bool(await self.client.ping())
 
     def spawn(self) -> None:
         mode = ["--sentinel"] if self._sentinel else []
@@ -233,7 +224,7 @@ class SentinelNodes:
         """The old master follows the new one. Sentinel sees to that too, but waits for eight seconds first."""
         await until(before.client.ping)
         await follow(before, (await self.master()).port)
-        await until(self.healthy, 30.0)
+        await until(self.healthy)
 
     async def let_go(self) -> None:
         """Of the connections of this event loop."""

@@ -104,7 +104,7 @@ async def test_a_master_that_dies_during_load(nodes: ClusterNodes) -> None:
             assert not await served(ledger, session_in(has))
             await until(lambda has=has: served(ledger, session_in(has)))  # type: ignore[misc]
             killed.spawn()
-            await until(nodes.healthy, 30.0)
+            await until(nodes.healthy)
             await load.served(40)
         await load.stop()
         assert await load.judge() == 0

@@ -12,8 +12,9 @@ import pytest
 from gateway.errors import LedgerUnavailable
 from gateway.ledger.connection import Connection, connect
 from gateway.ledger.replies import MEANINGS
+from tests.ports import free_port
 from tests.topologies.pretender import OK, Pretender, Words, pretending
-from tests.topologies.redis_processes import SLOTS, free_port, until
+from tests.topologies.redis_processes import SLOTS, until
 
 LIMIT_SECONDS = 0.3
 SLACK_SECONDS = 0.2

@@ -13,10 +13,11 @@ import pytest
 from gateway.errors import LedgerUnavailable
 from gateway.ledger import tls
 from gateway.ledger.connection import connect
+from tests.ports import free_port
 from tests.topologies.all_steps import take_all_steps
 from tests.topologies.certificates import Authority
 from tests.topologies.load import opened
-from tests.topologies.redis_processes import SLOTS, Node, free_port, running, tls_program, until
+from tests.topologies.redis_processes import SLOTS, Node, running, tls_program, until
 
 pytestmark = pytest.mark.skipif(
     tls_program() is None,
