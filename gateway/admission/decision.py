@@ -20,6 +20,7 @@ from gateway.policy.model import Surface, Verdict
 from gateway.reading.headers import Headers
 from gateway.reading.routes import Match
 from gateway.refusals import HeaderList, Language, rate_limit_headers
+from gateway.upstream.rest import Rest
 
 Header = tuple[bytes, bytes]
 
@@ -81,14 +82,15 @@ _NO_LINES = Lines()
 
 
 class Reply(Struct, gc=False):
-    """A whole answer; `headers` are its own ones, `alike` come besides. `phrase` is empty where the status' own will
-    do."""
+    """An answer; `headers` are its own ones, `alike` come besides. `phrase` is empty where the status' own will do.
+    `rest`: what is still to come of the body."""
 
     status: int
     headers: list[Header]
     body: bytes
     phrase: bytes = b""
     alike: Lines = _NO_LINES
+    rest: Rest | None = None
 
 
 Doing = Operation | Literal["pass", "view"]

@@ -38,8 +38,8 @@ async def forward(
 ) -> UpstreamAnswer:
     """Send a matched request on, once, in the gateway's own words: canonical path and body, and who asks set last.
 
-    The answer is whole, new, unconditional and not compressed, since what it says was applied must be readable and
-    true. Raises as `Pool.request` does.
+    The answer is new, unconditional and not compressed, since what it says was applied must be readable and true. To
+    an attach, one that is not small comes in pieces. Raises as `Pool.request` does.
     """
     headers: list[Header] = []
     if body is not None:
@@ -59,6 +59,7 @@ async def forward(
             lines=incoming.forwarded_lines(),
             route=incoming.match.name,
             send_by=decision.send_by,
+            streams=decision.operation == "attach",
         )
     finally:
         gate.telemetry.upstream_took(decision.operation, perf_counter() - began)
@@ -67,4 +68,4 @@ async def forward(
 def upstream_reply(answer: UpstreamAnswer, decision: Decision) -> Reply:
     """The upstream's answer as the client gets it: unchanged but for the headers that we add."""
     headers = [*answer.headers, decision.header()]
-    return Reply(answer.status, headers, answer.body, answer.phrase, decision.lines())
+    return Reply(answer.status, headers, answer.body, answer.phrase, decision.lines(), answer.rest)

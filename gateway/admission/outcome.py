@@ -47,11 +47,12 @@ def of_error(error: GatewayError) -> Outcome:
 def applied_products(route: Route, asked: Sequence[str], answer: UpstreamAnswer) -> frozenset[str] | None:
     """Which of the products asked for the upstream has now; None where its answer does not say.
 
-    One product needs no naming: a 2xx says enough where the answer names nothing. Of a batch, the answer must say.
+    One product needs no naming: a 2xx says enough where the answer names nothing. Of a batch, the answer must say, and
+    in its small part: what comes in pieces is on its way to the client already.
     """
     if answer.status in route.already_there:
         return frozenset(asked)
-    named = applied_ids(answer.body, route.applied_ids) if route.applied_ids else None
+    named = applied_ids(answer.body, route.applied_ids) if route.applied_ids and answer.rest is None else None
     if named is None:
         return frozenset(asked) if len(asked) == 1 or not route.applied_ids else None
     return frozenset(asked).intersection(named)

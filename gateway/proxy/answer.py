@@ -17,6 +17,7 @@ import socket
 import struct
 from email.utils import formatdate
 from enum import Enum
+from typing import Any
 
 import aiohttp
 import structlog
@@ -24,8 +25,9 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from msgspec import Struct
 
-from gateway.errors import UpstreamUnreachable
+from gateway.errors import GatewayError, UpstreamUnreachable
 from gateway.proxy.watch import Cut, Watch, probe
+from gateway.upstream.rest import Rest
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +77,30 @@ class Stream(web.StreamResponse):
 
 class Whole(Stream, web.Response):
     """The same, with its body at hand."""
+
+
+class InPieces(Stream):
+    """The same, with a body of which `first` is there and the rest is still coming from the upstream. Where it breaks
+    off, so does the client's connection."""
+
+    def __init__(self, first: bytes, rest: Rest, **head: Any) -> None:
+        super().__init__(**head)
+        self.content_length = rest.length
+        self._first = first
+        self._rest = rest
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        try:
+            await self.write(self._first)
+            async for piece in self._rest:
+                await self.write(piece)
+            await super().write_eof(data)
+        except GatewayError as error:
+            log.warning("exchange_cut", why=error.detail)
+            if self._req is not None and self._req.transport is not None:
+                reset(self._req.transport)
+        finally:
+            self._rest.close()
 
 
 class Answer(web.StreamResponse):

@@ -29,7 +29,7 @@ from gateway.config import Operation
 from gateway.errors import UNFORESEEN, BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
-from gateway.proxy.answer import Patience, Whole
+from gateway.proxy.answer import InPieces, Patience, Stream, Whole
 from gateway.proxy.fast import PlainIncoming
 from gateway.proxy.forward import forward
 from gateway.proxy.incoming import AiohttpIncoming, peer_ip
@@ -214,11 +214,13 @@ class Asker(Struct, frozen=True):
     headers: Headers
 
 
-def _response(reply: Reply) -> Whole:
+def _response(reply: Reply) -> Stream:
     headers: CIMultiDict[str] = CIMultiDict()
     for name, value in (*reply.headers, *reply.alike.fields):
         headers.add(name.decode("latin-1"), value.decode("latin-1"))
     phrase = reply.phrase.decode("latin-1") or None
     if reply.status in _WITHOUT_BODY:
         return Whole(status=reply.status, reason=phrase, headers=headers)
+    if reply.rest is not None:
+        return InPieces(reply.body, reply.rest, status=reply.status, reason=phrase, headers=headers)
     return Whole(status=reply.status, reason=phrase, headers=headers, body=reply.body)

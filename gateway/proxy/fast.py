@@ -30,6 +30,7 @@ from gateway.proxy.rules import Rules
 from gateway.reading.address import read_target
 from gateway.reading.headers import Headers, forwarding
 from gateway.reading.routes import Match
+from gateway.upstream.rest import Rest
 
 _HEAD = re.compile(
     rb"POST (/[A-Za-z0-9._~:/-]{1,1024}+) HTTP/1\.1\r\n"
@@ -154,13 +155,13 @@ class FastLane:
         match = reading.match(address)
         return PlainIncoming(match, head, body, peer_ip, scheme) if match is not None else None
 
-    async def answer(self, incoming: PlainIncoming, *, closing: bool) -> tuple[bytes, bool]:
-        """The whole answer as bytes, and whether the connection ends with it."""
+    async def answer(self, incoming: PlainIncoming, *, closing: bool) -> tuple[bytes, bool, Rest | None]:
+        """The answer as bytes, whether the connection ends with it, and what is still to come of it."""
         surface = _SURFACES[incoming.match.route.surface]
         decision = Decision("attach", surface, incoming.language, self._wall_clock())
         reply = await self._answer(incoming, decision)
         closes = closing or decision.closes
-        return encode(reply, closes=closes), closes
+        return encode(reply, closes=closes), closes, reply.rest
 
 
 @lru_cache(maxsize=2)
@@ -169,7 +170,7 @@ def _date(now: int) -> bytes:
 
 
 def encode(reply: Reply, *, closes: bool) -> bytes:
-    """A reply on the wire (RFC 9112)."""
+    """A reply on the wire (RFC 9112), as far as it is there."""
     status_line = None if reply.phrase else _STATUS_LINES.get(reply.status)
     parts = [status_line or b"HTTP/1.1 %d %b\r\n" % (reply.status, reply.phrase), reply.alike.wire]
     dated = False
@@ -183,6 +184,15 @@ def encode(reply: Reply, *, closes: bool) -> bytes:
         parts.append(b"Connection: close\r\n")
     if reply.status in _WITHOUT_BODY:
         parts.append(b"\r\n")
-    else:
+    elif reply.rest is None:
         parts += (b"Content-Length: %d\r\n\r\n" % len(reply.body), reply.body)
+    elif reply.rest.length is not None:
+        parts += (b"Content-Length: %d\r\n\r\n" % reply.rest.length, reply.body)
+    else:
+        parts += (b"Transfer-Encoding: chunked\r\n\r\n", chunk(reply.body))
     return b"".join(parts)
+
+
+def chunk(piece: bytes) -> bytes:
+    """A piece of a body whose length is not known (RFC 9112 section 7.1); an empty one is its end."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+import structlog
 from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -31,12 +32,15 @@ from gateway.errors import (
     TooManyRequests,
 )
 from gateway.proxy.answer import Whole
-from gateway.proxy.fast import FastLane, PlainIncoming
+from gateway.proxy.fast import FastLane, PlainIncoming, chunk
 from gateway.proxy.incoming import UNKNOWN_PEER, ChunksRefused, address_of
 from gateway.proxy.turns import Turns
 from gateway.reading.framing import Framing
 from gateway.site import end_when_stalled
 from gateway.tasks import Tasks
+from gateway.upstream.rest import Rest
+
+log = structlog.get_logger(__name__)
 
 MAX_HELD_BYTES = 65_536
 BEGUN_A_TURN = 64
@@ -244,13 +248,37 @@ class Connection(RequestHandler):
     async def serve(self, plain: PlainIncoming) -> None:
         """Answer one plain request."""
         try:
-            answer, closes = await self._listener.fast.answer(plain, closing=self._listener.closing())
+            answer, closes, rest = await self._listener.fast.answer(plain, closing=self._listener.closing())
+            if rest is not None:
+                answer = await self._hand_on(answer, rest)
         except BaseException:
-            # Without an answer, whoever waits for one must see the end.
+            # Without a whole answer, whoever waits for one must see the end.
             self.force_close()
             raise
         # One write after the other, behind the work of this turn: whoever reads on another core is then woken once.
         self._loop.call_soon(self._send, answer, closes)
+
+    async def _hand_on(self, answer: bytes, rest: Rest) -> bytes:
+        """An answer that is not small, as it comes and no faster than the client takes it, but for its end, which is
+        returned. Where it breaks off, so does the connection."""
+        try:
+            await self._put(answer)
+            async for piece in rest:
+                await self._put(piece if rest.length is not None else chunk(piece))
+        except ConnectionError:
+            self.force_close()
+        except GatewayError as error:
+            log.warning("exchange_cut", why=error.detail)
+            self.force_close()
+        finally:
+            rest.close()
+        return b"" if rest.length is not None else chunk(b"")
+
+    async def _put(self, piece: bytes) -> None:
+        """Written when the client has taken what came before. Raises ConnectionError where it has gone."""
+        await self._drain_helper()
+        assert self.transport is not None
+        self.transport.write(piece)
 
     def _send(self, answer: bytes, closes: bool) -> None:
         """Then comes what was held, by whichever way it takes."""

@@ -84,7 +84,8 @@ class Heads:
 
 class Reading:
     """One answer at a time, as it arrives. `problem` says why it is none; `done`: it is whole, with `head` and
-    `body`. What is found once it is done, or can't be one any more, changes nothing of it. `head_done`: its body comes.
+    `body`. What is found once it is done, or can't be one any more, changes nothing of it. `head_done`: its body comes,
+    `size` bytes of it so far; what is taken of it meanwhile (`take`) is not in `body`.
 
     Each answer has a parser of its own, and nothing of the one before it."""
 
@@ -95,11 +96,12 @@ class Reading:
         self._limit_bytes = max_answer_bytes
         self.begin()
 
-    def begin(self) -> None:
-        """What is fed from now on is another answer."""
+    def begin(self, *, limited: bool = True) -> None:
+        """What is fed from now on is another answer; `limited`: its body may be no longer than `max_answer_bytes`."""
+        self._limited = limited
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
-        self._received = self._size = 0
+        self._received = self.size = 0
         self.problem = ""
         self.done = self.behind = False
         self._begin_head()
@@ -120,7 +122,7 @@ class Reading:
             self._refuse(_CHANGED)
         except httptools.HttpParserError as error:
             self._refuse(f"The upstream's answer is not HTTP: {error}.")
-        if self._received - self._size > MAX_OVERHEAD_BYTES + self._size:
+        if self._received - self.size > MAX_OVERHEAD_BYTES + self.size:
             self._refuse(f"The upstream's answer has more than {MAX_OVERHEAD_BYTES} bytes of head.")
 
     def end(self) -> None:
@@ -136,9 +138,25 @@ class Reading:
 
     def _finish(self, *, keeps: bool) -> None:
         self.done = True
+        self.head = self.head_of(keeps=keeps)
+        self.body = self.take()
+
+    def head_of(self, *, keeps: bool) -> Head:
+        """The answer's head, once it is there."""
         phrase = b"" if _CONTROL.search(self._phrase) else self._phrase
-        self.head = Head(self._parser.get_status_code(), phrase, end_to_end(self._fields, self._names), keeps)
-        self.body = b"".join(self._pieces)
+        return Head(self._parser.get_status_code(), phrase, end_to_end(self._fields, self._names), keeps)
+
+    @property
+    def length(self) -> int | None:
+        """Of the body in bytes, where the head says it."""
+        name, value = self.framing[0] if len(self.framing) == 1 else (b"", b"")
+        return int(value) if name == b"content-length" else None
+
+    def take(self) -> bytes:
+        """What has come of the body since it was last asked for."""
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        return body
 
     def on_message_begin(self) -> None:
         self.behind = self.done
@@ -162,8 +180,8 @@ class Reading:
             self._refuse("The upstream's answer is not HTTP/1.1.")
 
     def on_body(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size > self._limit_bytes:
+        self.size += len(chunk)
+        if self._limited and self.size > self._limit_bytes:
             self._refuse(f"The upstream's answer is over {self._limit_bytes} bytes.")
         else:
             self._pieces.append(chunk)

@@ -5,8 +5,9 @@ answered 404 the second time, which would give a slot back that the upstream has
 of the gateway together. What is needed here is small: one request, one whole answer, and certainty about what was sent.
 
 A request is sent once, never again. `NotSent` and `Overloaded` mean that the upstream can't have seen it; any other
-failure means that it may have. An answer is what came after its request, whole and in one reading: whatever comes
-before, besides or behind it ends the connection, and is never taken for the answer to the next request.
+failure means that it may have. An answer is what came after its request, in one reading: whatever comes before, besides
+or behind it ends the connection, and is never taken for the answer to the next request. It is whole, unless the asker
+takes one that is not small as it comes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -24,10 +26,14 @@ from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from gateway.tasks import within
 from gateway.upstream.answer import Head, Header, Heads, Reading
 from gateway.upstream.places import Places, Share
+from gateway.upstream.rest import Rest
+
+SMALL_BYTES = 262_144
+"""A body of up to so many is always whole, and is judged; as many as a request may have."""
+TAKER_SECONDS = 60.0
+"""For so long who takes a longer one may take nothing: it waits for a client, whose patience has a limit of its own."""
 
 _MEANT_TO_HAVE_A_BODY = frozenset(("POST", "PUT", "PATCH"))
-
-
 _CLOSED_BEFORE = "The upstream closed the connection before the request was sent."
 
 
@@ -36,21 +42,24 @@ class NotSent(UpstreamUnreachable):
 
 
 class UpstreamAnswer(Struct, gc=False):
-    """The upstream's answer, whole. `headers`: the end-to-end ones, as they came, in order."""
+    """The upstream's answer. `headers`: the end-to-end ones, as they came, in order. `rest`: what is still to come of
+    the body; whoever has the answer takes or closes it."""
 
     status: int
     phrase: bytes
     headers: Sequence[Header]
     body: bytes
+    rest: Rest | None = None
 
 
 class _Connection(asyncio.Protocol):
     """One connection; at most one request at a time. `heads`: what the pool's upstream was read as so far.
 
     Each phase has its limit: the upstream may stand still for `stall_seconds` in taking the request and between the
-    bytes of its answer, and has `response_timeout_seconds` for all of it. One timer serves all requests: it stays armed
-    when an answer is there, and what it finds when it is due decides. It is never armed for later than the next
-    request's first look, since the limits are the same for each.
+    bytes of its answer, and has `response_timeout_seconds` for all of it. An answer that comes in pieces has all the
+    time that it needs, so long as neither the upstream nor who takes it stands still. One timer serves all requests: it
+    stays armed when an answer is there, and what it finds when it is due decides. It is never armed for later than the
+    next request's first look, since the limits are the same for each.
     """
 
     def __init__(self, limits: Upstream, heads: Heads) -> None:
@@ -65,6 +74,8 @@ class _Connection(asyncio.Protocol):
         self._request = b""
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[UpstreamAnswer] | None = None
+        self._rest: Rest | None = None
+        self._streams = False
         self._answering = False
         self._lost = False
         self.idle_since = 0.0
@@ -76,8 +87,9 @@ class _Connection(asyncio.Protocol):
         says so."""
         return not self._lost and self._transport is not None and not self._transport.is_closing()
 
-    def send(self, request: bytes) -> asyncio.Future[UpstreamAnswer]:
+    def send(self, request: bytes, *, streams: bool = False) -> asyncio.Future[UpstreamAnswer]:
         """Raises `NotSent` where the connection has ended already."""
+        self._streams = streams
         if not self.usable:
             raise NotSent(_CLOSED_BEFORE)
         self.reusable = self._answering = False
@@ -101,7 +113,7 @@ class _Connection(asyncio.Protocol):
     def _look(self) -> None:
         """Whether the exchange still moves; looked at again when it might not."""
         self._timer = None
-        if self._waiter is None:
+        if self._waiter is None and self._rest is None:
             return
         now = self._loop.time()
         if now >= self._look_at and (problem := self._stands_still(now)):
@@ -115,6 +127,11 @@ class _Connection(asyncio.Protocol):
         stall = self._limits.stall_seconds
         before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
         again = now + stall
+        if self._rest is not None:
+            if now >= self._rest.moved_at + (TAKER_SECONDS if self._rest.full else stall):
+                return f"The upstream's answer {'was not taken' if self._rest.full else f'stopped for {stall} s'}."
+            self._look_at = now + self._first_look_seconds
+            return None
         if now >= self._deadline:
             return f"The upstream did not answer within {self._limits.response_timeout_seconds} s."
         if self._answering and self._reading.head_done:
@@ -138,7 +155,7 @@ class _Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is None or self._request:
+        if (self._waiter is None and self._rest is None) or self._request:
             self._fail(UpstreamUnreachable("The upstream said something before it was asked."))
             return
         reading, first = self._reading, not self._answering
@@ -148,7 +165,7 @@ class _Connection(asyncio.Protocol):
                 self._finish(head, data[head.size :])
                 return
             self._answering = True
-            reading.begin()
+            reading.begin(limited=not self._streams)
         reading.feed(data)
         if reading.done:
             if first:
@@ -160,25 +177,54 @@ class _Connection(asyncio.Protocol):
             self._fail(UpstreamUnreachable(reading.problem))
         else:
             self._heard = self._loop.time()
+            if self._streams and reading.size > SMALL_BYTES:
+                self._hand_on()
+
+    def _hand_on(self) -> None:
+        """The answer is not small: what has come of it goes to who takes it."""
+        piece = self._reading.take()
+        if self._rest is not None:
+            self._rest.put(piece)
+            return
+        waiter, self._waiter = self._waiter, None
+        assert waiter is not None
+        assert self._transport is not None
+        if waiter.done():
+            self.abort()
+            return
+        head = self._reading.head_of(keeps=False)
+        self._rest = Rest(self._transport, self._reading.length, self.leave)
+        waiter.set_result(UpstreamAnswer(head.status, head.phrase, head.headers, piece, self._rest))
+
+    def leave(self) -> None:
+        """Nobody wants the rest of the answer."""
+        self._fail(UpstreamUnreachable("Nobody waits for the rest of the answer."))
 
     def _finish(self, head: Head, body: bytes) -> None:
         waiter, self._waiter = self._waiter, None
+        rest, self._rest = self._rest, None
         # Where the request is not out yet, its rest would be taken for the next one.
         self.reusable = head.keeps and self._transport is not None and self._transport.get_write_buffer_size() == 0
         if waiter is not None and not waiter.done():
             waiter.set_result(UpstreamAnswer(head.status, head.phrase, head.headers, body))
+        if rest is not None:
+            rest.put(body)
+            rest.end()
 
     def _fail(self, error: UpstreamUnreachable | UpstreamTimeout) -> None:
         waiter, self._waiter = self._waiter, None
+        rest, self._rest = self._rest, None
         if self._request:
             error = NotSent(_CLOSED_BEFORE)
         self.abort()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
+        if rest is not None:
+            rest.end(error)
 
     def eof_received(self) -> bool:
         self._lost = True
-        if self._waiter is not None and self._answering:
+        if (self._waiter is not None or self._rest is not None) and self._answering:
             self._reading.end()
             if self._reading.done:
                 self._finish(self._reading.head, self._reading.body)
@@ -225,8 +271,10 @@ class Pool:
         lines: bytes = b"",
         route: str = "",
         send_by: float = math.inf,
+        streams: bool = False,
     ) -> UpstreamAnswer:
-        """Send one request, once, and read its whole answer.
+        """Send one request, once, and read its answer: whole, unless it `streams`. Then one of more than `SMALL_BYTES`
+        comes with its `rest`, and the place is held until that is over.
 
         `path` is the canonical path with its query; `headers` are end-to-end ones without Host and Content-Length,
         and so are `lines`, which are ready to be sent.
@@ -238,12 +286,18 @@ class Pool:
         request = self._written(method, path, lines, headers, body)
         share = self._places.share(route)
         connection = await self._acquire(share)
+        rest: Rest | None = None
         try:
             if self._clock() > send_by:
                 raise Overloaded("The request waited too long in this gateway to be sent on safely.")
-            return await connection.send(request)
+            answer = await connection.send(request, streams=streams)
+            rest = answer.rest
+            return answer
         finally:
-            self._release(connection, share)
+            if rest is None:
+                self._release(connection, share)
+            else:
+                rest.then(partial(self._release, connection, share))
 
     def _written(self, method: str, path: str, ready: bytes, headers: Sequence[Header], body: bytes | None) -> bytes:
         lines = [method.encode(), b" ", self._prefix, path.encode("ascii"), self._host_line, ready]

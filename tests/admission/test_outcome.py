@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import get_args
 
 import pytest
@@ -12,6 +13,7 @@ from gateway import errors
 from gateway.admission.outcome import Outcome, applied_products, of_error, of_status
 from gateway.config import Operation, Route
 from gateway.upstream.pool import NotSent, UpstreamAnswer
+from gateway.upstream.rest import Rest
 
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 BATCH = Route("attach", "POST", "/x", "live_room", ("/product_id", "/product_ids/*"), "/attached/*", (), (409,))
@@ -81,6 +83,13 @@ def test_of_a_batch_the_answer_must_say_what_was_applied(
     body: bytes, asked: list[str], applied: set[str] | None
 ) -> None:
     assert applied_products(BATCH, asked, answered(body)) == applied
+
+
+async def test_of_a_long_answer_the_beginning_says_nothing() -> None:
+    rest = Rest(asyncio.Transport(), None, lambda: None)
+    begun = UpstreamAnswer(200, b"", [], b'{"attached":["a"]}', rest)
+    assert applied_products(BATCH, ["a", "b"], begun) is None
+    assert applied_products(BATCH, ["b"], begun) == {"b"}
 
 
 def test_where_answers_name_nothing_a_yes_is_for_all() -> None:
