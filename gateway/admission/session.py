@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import inf
 from time import monotonic
 
@@ -29,7 +29,6 @@ from gateway.errors import (
     GatewayError,
     LedgerUnavailable,
     SessionEnded,
-    SessionUnknown,
     SessionUnsettled,
 )
 from gateway.ledger.steps import Answer, Step
@@ -186,14 +185,17 @@ async def start(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
 
 
 async def _ask_start(gate: Gate, account: Account, decision: Decision, cap: int | None) -> Answer:
-    """What is in doubt is looked at first: a product that has left already would count once the session is live."""
+    """What is in doubt is looked at first, and what is leaving is waited for, since a product that has left already
+    would count once the session is live."""
     session_id = decision.session_id
     assert session_id is not None
     loop = asyncio.get_running_loop()
     until = loop.time() + START_WAIT_SECONDS
     while True:
-        with suppress(DependencyError, SessionUnknown):
-            await gate.reconciler.look_early(session_id)
+        patient = loop.time() < until
+        if await gate.reconciler.look_early(session_id) and patient:
+            await asyncio.sleep(START_ASK_AGAIN_SECONDS)
+            continue
         decision.send_by = monotonic() + gate.send_within_seconds
         asked = await gate.ledger.start(session_id, decision.id, cap)
         if asked.said == "missing":
@@ -202,7 +204,7 @@ async def _ask_start(gate: Gate, account: Account, decision: Decision, cap: int 
             await asyncio.sleep(START_ASK_AGAIN_SECONDS)
         else:
             return asked
-        if loop.time() > until:
+        if not patient:
             raise SessionUnsettled(
                 f"A replace in session {session_id} has an unknown outcome; the start is safe once it is settled."
             )

@@ -52,10 +52,13 @@ class Slot(Struct, frozen=True, gc=False):
 
 
 class Record(Struct, frozen=True, gc=False):
+    """`in_doubt`: what became of it is unknown; or `sure`: it was applied, and only when is unknown."""
+
     number: int
     kind: Kind
     product_id: str
     in_doubt: bool
+    sure: bool = False
 
 
 class Snapshot(Struct, frozen=True, gc=False):
@@ -133,8 +136,9 @@ def decode_snapshot(items: tuple[bytes, ...]) -> Snapshot | None:
             operation, _, number = name[1:].rpartition(".")
             head, _, product_id = value.decode().partition(":")
             kind: Any = "g" if head[0] == "K" else head[0].lower()
-            records.setdefault(operation, []).append(Record(int(number), kind, product_id, head[0].isupper()))
-            if head[0].isupper():
+            record = Record(int(number), kind, product_id, head[0].isupper(), head[0] == "K")
+            records.setdefault(operation, []).append(record)
+            if record.in_doubt:
                 doubtful.add(product_id)
     slots = []
     for name, value in fields.items():

@@ -20,9 +20,9 @@ from contextlib import suppress
 import structlog
 
 from gateway.directory import Directory
-from gateway.errors import ClientError, GatewayError, LedgerUnavailable
+from gateway.errors import ClientError, DependencyError, GatewayError, LedgerUnavailable, SessionUnknown
 from gateway.ledger.steps import BUCKETS, Answer, Ledger, Pending, Record, Snapshot, Step, bucket_of
-from gateway.policy.model import Product
+from gateway.policy.model import Product, SessionState
 from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry
 
@@ -181,14 +181,23 @@ class Reconciler:
             return "nothing"
         return "committed" if any(record.product_id in listed for record in taken) else "released"
 
-    async def look_early(self, session_id: str) -> None:
+    async def look_early(self, session_id: str) -> bool:
         """Settle what the upstream's list shows to have been applied already, without waiting until nothing can be
-        applied any more. Raises what the directory, the list or the ledger fail with."""
+        applied any more. Returns whether a product is still leaving, whose slot comes back once that is settled.
+        Raises `LedgerUnavailable`."""
         snapshot = await self._ledger.snapshot(session_id)
+        leaving = False
         for operation, records in snapshot.records.items() if snapshot is not None else ():
-            if snapshot is not None and all(record.in_doubt for record in records):
+            assert snapshot is not None
+            open_still = True
+            if all(record.in_doubt for record in records):
                 count = max(record.number for record in records) + 1
-                await self._ask_upstream(Pending(session_id, operation, count, ""), snapshot, records)
+                with suppress(DependencyError, SessionUnknown):
+                    asked = Pending(session_id, operation, count, "")
+                    answer, _ = await self._ask_upstream(asked, snapshot, records)
+                    open_still = answer.said != "settled"
+            leaving = leaving or (open_still and any(_leaves(record, snapshot) for record in records))
+        return leaving
 
     async def _ask_upstream(
         self, pending: Pending, snapshot: Snapshot, records: Sequence[Record]
@@ -203,6 +212,13 @@ class Reconciler:
             generation = slot.generation if slot is not None else None
             outcomes.append((record.number, generation, record.product_id in listed))
         return await self._ledger.settle(pending, session.state, outcomes), listed
+
+
+def _leaves(record: Record, snapshot: Snapshot) -> bool:
+    """Whether a product is on its way out, or gone, and has a slot. One that nobody answered for is not meant: that
+    takes as long as the upstream may apply it."""
+    gives = record.kind == "g" and (record.sure or not record.in_doubt)
+    return gives and snapshot.state is SessionState.preparing and snapshot.slot(record.product_id) is not None
 
 
 def _in_order(pending: Pending, steps: dict[int, Step]) -> list[Step]:

@@ -209,6 +209,60 @@ async def test_and_not_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert (await world.start()).status == 200
 
 
+async def test_a_start_waits_for_what_has_left(world: World) -> None:
+    """The upstream has said yes to the detach, and nobody could look whether the session was still preparing."""
+    await fill(world, "ally-1", "ally-2", "ally-3")
+    world.fault("error", "directory")
+    assert (await world.detach("ally-1")).status == 204
+    starting = asyncio.ensure_future(world.start())
+    done, _ = await asyncio.wait({starting}, timeout=0.3)
+    assert not done
+    world.no_faults()
+    assert (await starting).status == 200
+    await world.settled()
+    assert await world.used() == {"ally-2", "ally-3"}
+
+
+async def test_also_at_another_gateway_and_where_redis_has_not_been_told(world: World) -> None:
+    await fill(world, "ally-1", "ally-2", "ally-3")
+    other = await world.gateway()
+    ledger: Any = world.gateways[0]._gate.ledger
+    commit, told = ledger.commit, asyncio.Event()
+
+    async def late(*arguments: Any) -> Any:
+        await told.wait()
+        return await commit(*arguments)
+
+    ledger.commit = late
+    assert (await world.detach("ally-1")).status == 204
+    starting = asyncio.ensure_future(world.start(at=other))
+    done, _ = await asyncio.wait({starting}, timeout=0.3)
+    assert not done
+    told.set()
+    assert (await starting).status == 200
+    await world.settled()
+    assert await world.used() == {"ally-2", "ally-3"}
+
+
+async def test_but_not_for_ever_and_not_where_nobody_answered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await fill(world, "ally-1", "ally-2", "ally-3")
+    world.fault("apply_then_drop", "detach")
+    assert (await world.detach("ally-1")).status == 502
+    world.no_faults()
+    began = asyncio.get_running_loop().time()
+    assert (await world.start("s1")).status == 200
+    assert asyncio.get_running_loop().time() < began + steps.START_WAIT_SECONDS
+    monkeypatch.setattr(steps, "START_WAIT_SECONDS", 0.2)
+    await world.session("s2")
+    assert (await world.attach("ally-1", session="s2")).status == 200
+    world.fault("error", "directory")
+    assert (await world.detach("ally-1", session="s2")).status == 204
+    assert (await world.start("s2")).status == 200
+    world.no_faults()
+    await world.settled("s2")
+    assert await world.used("s2") == {"ally-1"}
+
+
 async def test_a_start_without_an_answer_counts_as_one(world: World) -> None:
     await fill(world, "ally-1", "ally-2", "ally-3")
     world.fault("timeout", "start")
