@@ -9,8 +9,9 @@ a queue, and written in batches behind its answer.
 A batch goes to the next buckets in turn, whatever its sessions: one script call for many, and nobody can push the
 events of a session out of its bucket by what he asks of it. A refusal by the policy that no step tells of (no foreign
 products at all, a session known to be full) is a `refused` event for the room's clients besides, and so goes to the
-session's own. Errors are not: they say nothing of the count, and may be somebody else's doing. Who has not said who
-they are, and what a limit refused, is not in the journal: that would let strangers push its entries out.
+session's own; of one session a few in a second are, since a crowd at its door must not push the events of the others
+out of their bucket. Errors are not: they say nothing of the count, and may be somebody else's doing. Who has not said
+who they are, and what a limit refused, is not in the journal: that would let strangers push its entries out.
 
 The queue has a limit. While Redis is away it fills, and what does not fit is dropped: counted in a metric, said in one
 log line, and said in the journal itself once it can be written again. A write whose answer was lost is repeated, so an
@@ -38,6 +39,8 @@ from gateway.telemetry import Telemetry
 
 FLUSH_SECONDS = 0.1
 AWAY_SECONDS = 0.5
+TOLD_A_SECOND = 10
+"""Refusals that no step tells of, of one session: the room's clients see no more of them."""
 CLOSE_SECONDS = 1.0
 MAX_WAITING = 20_000
 BATCH = 256
@@ -62,6 +65,8 @@ class Notes:
         self._waiting: deque[_Waiting] = deque()
         self._dropped = 0
         self._bucket = bucket_of(self._gateway)
+        self._second = 0
+        self._told: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -72,8 +77,17 @@ class Notes:
 
     def refused(self, decision: Decision, reason: str, refused: Sequence[str], *, told: bool) -> None:
         """The policy refused these of the products. `told`: a ledger step tells the room's clients."""
-        tells = not told and bool(decision.session_id)
+        session_id = decision.session_id
+        tells = not told and session_id is not None and self._may_tell(session_id, int(decision.now))
         self._add((decision, "refused", reason, refused, tells, 0))
+
+    def _may_tell(self, session_id: str, second: int) -> bool:
+        if second != self._second:
+            self._second = second
+            self._told.clear()
+        told = self._told.get(session_id, 0)
+        self._told[session_id] = told + 1
+        return told < TOLD_A_SECOND
 
     def failed(self, decision: Decision, error: GatewayError) -> None:
         """It was answered with an error: `refused` where that was the client's fault."""

@@ -114,6 +114,26 @@ async def test_clients_see_a_refusal_that_no_step_tells_of_and_nothing_else(worl
         assert await again.names(4) == ["attached", "attached", "refused", "refused"]
 
 
+async def test_a_crowd_at_the_door_of_a_full_session_does_not_fill_its_bucket(world: World) -> None:
+    """Each decision is in the journal; the room's clients, and all rooms of its bucket, see a few a second."""
+    gateway = world.gateways[0]
+    waiting = notes.Notes(Streams(gateway._connection, Ledger()), gateway.telemetry)
+    crowd = []
+    for n in range(100):
+        for session_id in ("crowded", "quiet") if n == 50 else ("crowded",):
+            decision = Decision("attach", Surface.live_room, "en", 7.5 + (n >= 80))
+            decision.session_id = session_id
+            waiting.refused(decision, "foreign_cap_reached", ["p"], told=False)
+            crowd.append(decision.id)
+    await waiting.close()
+    found = await lines(world)
+    assert sorted(line["decision_id"] for line in found) == sorted(crowd)
+    told = [line["session_id"] for line in found if line.get("event") == "refused"]
+    assert (told.count("crowded"), told.count("quiet")) == (2 * notes.TOLD_A_SECOND, 1)
+    others = [line for line in found if line.get("event") != "refused" and line["bucket"] == bucket_of("crowded")]
+    assert len(others) < notes.BATCH_OF_A_BUCKET
+
+
 async def test_the_streams_stay_capped_and_expire(world: World) -> None:
     streams = Streams(world.gateways[0]._connection, Ledger(stream_entries=16))
     for n in range(20):
