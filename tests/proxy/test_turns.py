@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from gateway.config import Listen
-from gateway.proxy.listener import BEGUN_A_TURN, BEGUN_OF_A_SESSION, Connection, Listener
+from gateway.proxy.connection import Connection
+from gateway.proxy.listener import BEGUN_A_TURN, BEGUN_OF_A_SESSION, Listener
 from gateway.proxy.turns import Turns
 
 CROWD = 3 * BEGUN_A_TURN + 5
