@@ -22,6 +22,10 @@ from gateway.ledger.scripts import Script
 from gateway.policy.model import SessionState
 
 BUCKETS = 1024
+MAX_REMEMBERED = 8192
+MAX_REMEMBERED_ITEMS = 32
+"""Sessions as they were read, and how many fields and values one may have: a full session is read over and over, and
+has few; one without a cap may have hundreds of products, and the sweep reads it as seldom as any other."""
 
 _RESERVE, _COMMIT, _RELEASE, _DOUBT = Script("reserve"), Script("commit"), Script("release"), Script("doubt")
 _DETACH, _REPLACE, _START, _END = Script("detach"), Script("replace"), Script("start"), Script("end")
@@ -122,10 +126,12 @@ def stream_key(prefix: str, bucket: int) -> str:
     return f"{prefix}:{{{bucket}}}:e"
 
 
-@lru_cache(maxsize=8192)
 def decode_snapshot(items: tuple[bytes, ...]) -> Snapshot | None:
-    """The fields and values of a session's hash, in turn; None where there are none. A full session is read over and
-    over as it was."""
+    """The fields and values of a session's hash, in turn; None where there are none."""
+    return _remembered(items) if len(items) <= MAX_REMEMBERED_ITEMS else _decoded(items)
+
+
+def _decoded(items: tuple[bytes, ...]) -> Snapshot | None:
     fields = {key.decode(): value for key, value in zip(items[::2], items[1::2], strict=True)}
     if "s" not in fields:
         return None
@@ -154,6 +160,9 @@ def decode_snapshot(items: tuple[bytes, ...]) -> Snapshot | None:
         slots=tuple(slots),
         records={operation: tuple(found) for operation, found in records.items()},
     )
+
+
+_remembered = lru_cache(MAX_REMEMBERED)(_decoded)
 
 
 class Ledger:

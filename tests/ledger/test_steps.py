@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.config import Ledger as LedgerConfig
-from gateway.ledger import embedded
+from gateway.ledger import embedded, steps
 from gateway.ledger.connection import connect
 from gateway.ledger.steps import Ledger, Step, bucket_of
 from gateway.policy.model import SessionState
@@ -61,6 +61,22 @@ async def test_a_session_of_three_products_takes_at_most_300_bytes_after_all_tha
     assert {slot.product_id for slot in snapshot.slots} == set(PRODUCTS[1:4])
     used = await ledger._connection.command("MEMORY", "USAGE", session_key(ledger))
     assert used <= 300
+
+
+async def test_a_session_of_many_products_is_read_and_not_kept_in_memory(ledger: Ledger) -> None:
+    products = [f"product-{number:03}" for number in range(300)]
+    await ledger.reserve(SESSION, "o1", None, products)
+    before = steps._remembered.cache_info().currsize
+    for _ in range(2):
+        snapshot = await ledger.snapshot(SESSION)
+        assert snapshot is not None
+        assert {slot.product_id for slot in snapshot.slots} == set(products)
+    assert steps._remembered.cache_info().currsize == before
+
+
+async def test_a_session_of_few_products_is_read_once(ledger: Ledger) -> None:
+    await attach(ledger, "o1", *PRODUCTS[:3])
+    assert await ledger.snapshot(SESSION) is await ledger.snapshot(SESSION)
 
 
 async def test_every_key_expires(ledger: Ledger) -> None:
