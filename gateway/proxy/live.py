@@ -2,7 +2,7 @@
 
 `GET <prefix>sessions/{id}` and `GET <prefix>sessions/{id}/events` (SSE, resumed by `Last-Event-ID`). A client
 that reads slowly holds up nobody: its writes wait for it, and the journal catches up from where it stood. One that
-takes nothing at all for `STALL_SECONDS` is let go.
+takes nothing at all for `STALL_SECONDS` is let go, and one that leaves is no longer followed from that moment on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gateway.ledger.lines import rfc3339
 from gateway.ledger.steps import Snapshot
 from gateway.policy.model import Account, Session, SessionState, Surface
 from gateway.proxy.answer import Stream, Whole
+from gateway.proxy.watch import Interrupted, Watch
 from gateway.reading.spelling import id_check
 
 HEARTBEAT_SECONDS = 15.0
@@ -124,19 +125,21 @@ class LiveView:
         # Where it stands now, so that who breaks off before the first event misses none either.
         first = _GAP if gap else b"id: %s\n\n"
         try:
-            await _write(response, b"retry: %d\n" % RETRY_MS + first % after.encode())
-            try:
-                async with aclosing(self._journal.follow(session_id, after, HEARTBEAT_SECONDS)) as events:
-                    async for event in events:
-                        await _write(response, b": heartbeat\n\n" if event is None else encode_event(event))
-            except LedgerUnavailable:
-                # The client comes back with the last id it saw.
-                await _write(response, b": the ledger is away\n\n")
+            # Whoever has left is told of nothing any more: waiting for the next event would not notice it.
+            async with Watch(request.transport):
+                await _write(response, b"retry: %d\n" % RETRY_MS + first % after.encode())
+                try:
+                    async with aclosing(self._journal.follow(session_id, after, HEARTBEAT_SECONDS)) as events:
+                        async for event in events:
+                            await _write(response, b": heartbeat\n\n" if event is None else encode_event(event))
+                except LedgerUnavailable:
+                    # The client comes back with the last id it saw.
+                    await _write(response, b": the ledger is away\n\n")
         except TimeoutError:
             self._gate.telemetry.error("client_slow")
             if request.transport is not None:
                 request.transport.abort()
-        except (ConnectionError, asyncio.CancelledError):
+        except (Interrupted, ConnectionError, asyncio.CancelledError):
             pass
         return response
 

@@ -254,12 +254,17 @@ async def test_a_drain_ends_the_streams(world: World) -> None:
     assert (said.status, said.reason, said.headers["Connection"]) == (503, "draining", "close")
 
 
-async def test_who_has_left_is_not_followed_any_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.02)
-    async with following(world) as follower:
-        await follower.begun()
-        assert len(world.gateways[0]._journal._buckets) == 1
-    await until(lambda: not world.gateways[0]._journal._buckets)
+async def test_who_has_left_is_neither_followed_nor_counted_any_more(world: World) -> None:
+    """From that moment on, not from the next heartbeat: who comes and goes would take all places."""
+    gateway = world.gateways[0]
+    await world.ask("GET", "/_gateway/sessions/s1")
+    before = len(gateway._listener.connections)
+    for _ in range(3):
+        async with following(world) as follower:
+            await follower.begun()
+            assert len(gateway._journal._buckets) == 1
+    await until(lambda: not gateway._journal._buckets)
+    await until(lambda: len(gateway._listener.connections) <= before)
 
 
 async def test_redis_that_comes_back_goes_on(bare: World, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
