@@ -20,11 +20,14 @@ from gateway.errors import LedgerUnavailable
 from gateway.ledger.lines import JOURNAL_ONLY
 from gateway.ledger.steps import Ledger, bucket_of
 from gateway.tasks import Tasks
+from gateway.telemetry import Seldom
 
 POLL_SECONDS = 0.05
 AWAY_SECONDS = 1.0
 PAGE = 500
 MAX_QUEUE = 256
+LOG_SECONDS = 1.0
+"""At most one line in so long that Redis is away, however many buckets are followed."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +83,7 @@ class Journal:
         self._ledger = ledger
         self._buckets: dict[int, _Bucket] = {}
         self._tasks = Tasks("journal")
+        self._say = Seldom(LOG_SECONDS)
 
     async def check(self, session_id: str, after: str) -> None:
         """Raises `Gap` where events right after an id may be gone: trimmed, or lost with the whole stream."""
@@ -168,7 +172,8 @@ class Journal:
                 if len(page) == PAGE:
                     continue
             except LedgerUnavailable as error:
-                log.warning("journal_unavailable", bucket=number, error=error.detail)
+                if self._say.now():
+                    log.warning("journal_unavailable", buckets=len(self._buckets), error=error.detail)
                 await asyncio.sleep(AWAY_SECONDS)
             except Exception:
                 log.exception("journal_failed", bucket=number)

@@ -2,7 +2,8 @@
 
 Only sessions without a cap, and steps that need no slot, go on without the ledger. Each is compared as soon as Redis is
 back, and once more when the upstream can no longer apply what it did not answer. A comparison only adds; what was
-detached meanwhile is put in doubt, so that the reconciler asks the list before its slot comes back.
+detached meanwhile is put in doubt, so that the reconciler asks the list before its slot comes back. A session that the
+upstream does not know by then has ended and is gone: there is nothing to take over.
 """
 
 from __future__ import annotations
@@ -11,24 +12,29 @@ import asyncio
 
 import structlog
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, SessionUnknown
 from gateway.ledger.steps import Ledger, Step
 from gateway.reconciler.opening import Opening
+from gateway.telemetry import Seldom
 
 PAUSE_SECONDS = 0.5
 AGAIN_SECONDS = 2.0
 MAX_SESSIONS = 100_000
 MAX_DETACHED = 1000
 MAX_AT_ONCE = 8
+LOG_SECONDS = 1.0
+"""At most one line about takeovers that wait in so long: without the upstream, each fails every `AGAIN_SECONDS`."""
 
 log = structlog.get_logger(__name__)
 
 
 class _Missed:
-    """When a session is to be compared, and which operations detached what without a record."""
+    """When a session is to be compared, from when on it is given up where the upstream does not know it, and which
+    operations detached what without a record."""
 
     def __init__(self) -> None:
         self.due: list[float] = []
+        self.given_up_at = 0.0
         self.detached: dict[str, str] = {}
 
 
@@ -37,6 +43,7 @@ class Takeovers:
         self._ledger = ledger
         self._opening = opening
         self._waiting: dict[str, _Missed] = {}
+        self._say = Seldom(LOG_SECONDS)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -48,7 +55,8 @@ class Takeovers:
             return
         missed = self._waiting.setdefault(session_id, _Missed())
         now = asyncio.get_running_loop().time()
-        missed.due = [now, now + self._ledger.late_apply_seconds]
+        missed.given_up_at = now + self._ledger.late_apply_seconds
+        missed.due = [now, missed.given_up_at]
         if detached is not None and len(missed.detached) < MAX_DETACHED:
             missed.detached[operation] = detached
 
@@ -76,13 +84,25 @@ class Takeovers:
                 await self._ledger.doubt(session_id, f"{operation}-missed", [Step("g", product_id)])
                 missed.detached.pop(operation, None)
         except GatewayError as error:
-            log.warning("takeover_postponed", session_id=session_id, reason=error.reason, error=error.detail)
-            due[0] = asyncio.get_running_loop().time() + AGAIN_SECONDS
-            return
+            now = asyncio.get_running_loop().time()
+            if not isinstance(error, SessionUnknown) or now < missed.given_up_at:
+                self._postponed(session_id, error)
+                due[0] = now + AGAIN_SECONDS
+                return
+            log.warning("takeover_without_session", session_id=session_id, error=error.detail)
+            due.clear()
         except Exception:
             log.exception("takeover_failed", session_id=session_id)
             due[0] = asyncio.get_running_loop().time() + AGAIN_SECONDS
             return
-        due.pop(0)
+        else:
+            due.pop(0)
         if not due and missed.due is due:
             del self._waiting[session_id]
+
+    def _postponed(self, session_id: str, error: GatewayError) -> None:
+        if self._say.now():
+            waiting = len(self._waiting)
+            log.warning(
+                "takeover_postponed", session_id=session_id, reason=error.reason, error=error.detail, waiting=waiting
+            )

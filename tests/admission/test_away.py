@@ -7,8 +7,10 @@ import logging
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.config import Ledger
+from gateway.reconciler import takeover
 from gateway.serve import Gateway
 from tests.admission.world import HOLD_SECONDS, Line, World, until
 
@@ -100,6 +102,15 @@ async def test_what_went_on_without_a_count_is_counted_afterwards(world: World, 
     assert await world.used("pure") == {"ally-1", "ally-2", "ally-3"}
 
 
+async def test_a_session_that_the_upstream_has_let_go_of_is_not_asked_for_for_ever(world: World, line: Line) -> None:
+    await line.down()
+    assert (await world.attach("ally-1", session="pure", account=PURE)).status == 200
+    del world.platform.platform.store._rooms["pure"]
+    await line.up()
+    await until(lambda: len(world.gateways[0]._takeovers) == 0)
+    assert await world.snapshot("pure") is None
+
+
 @pytest.mark.parametrize("applied", [True, False])
 async def test_a_detach_that_the_ledger_missed_gives_its_slot_back(world: World, line: Line, applied: bool) -> None:
     for n in (1, 2, 3):
@@ -174,6 +185,28 @@ async def test_a_failed_count_for_the_headers_is_nobodys_loss(
     assert {answer.status for answer in answers} == {200, 502}
     assert not caplog.records, "no exception that was never retrieved"
     await line.up()
+
+
+async def test_a_hundred_takeovers_that_must_wait_are_one_line(bare: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(takeover, "LOG_SECONDS", 3600.0)
+    gateway = await bare.gateway()
+    for number in range(100):
+        gateway._takeovers.add(await bare.session(f"s{number}"))
+    bare.fault("error", "list")
+    asked = gateway._opening._list_products
+    questions = 0
+
+    async def counted(session_id: str) -> Any:
+        nonlocal questions
+        questions += 1
+        return await asked(session_id)
+
+    gateway._opening._list_products = counted
+    with capture_logs() as logs:
+        await until(lambda: questions > 200)
+    assert [line["waiting"] for line in logs if line["event"] == "takeover_postponed"] == [100]
+    bare.no_faults()
+    await until(lambda: len(gateway._takeovers) == 0)
 
 
 @pytest.mark.parametrize(("mode", "reason"), [("error", "upstream_unreachable"), ("timeout", "upstream_timeout")])

@@ -11,10 +11,12 @@ from typing import Any
 import aiohttp
 import pytest
 import yarl
+from structlog.testing import capture_logs
 
 from gateway.config import Ledger
+from gateway.errors import LedgerUnavailable
 from gateway.ledger import journal
-from gateway.ledger.journal import order
+from gateway.ledger.journal import Journal, order
 from gateway.ledger.steps import bucket_of
 from gateway.proxy import live
 from gateway.serve import Gateway
@@ -282,6 +284,31 @@ async def test_redis_that_comes_back_goes_on(bare: World, line: Line, monkeypatc
         await until(lambda: bare.gateways[0].ledger.available)
         await bare.attach("ally-2")
         assert await follower.names(1) == ["attached"]
+
+
+async def test_who_follows_many_buckets_without_redis_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "LOG_SECONDS", 3600.0)
+    monkeypatch.setattr(journal, "AWAY_SECONDS", 0.0)
+    asked: list[int] = []
+
+    class Away:
+        async def event_bounds(self, bucket: int) -> tuple[str, str]:
+            asked.append(bucket)
+            raise LedgerUnavailable("Redis is away.")
+
+        async def events(self, bucket: int, after: str, count: int) -> Any:
+            return []
+
+    journals = Journal(Away())  # type: ignore[arg-type]
+    followers = [journals.follow(f"s{number}", "0-0", 0.001) for number in range(20)]
+    with capture_logs() as logs:
+        for follower in followers:
+            assert await anext(follower) is None
+        await until(lambda: len(asked) > 100)
+    assert [line["buckets"] for line in logs if line["event"] == "journal_unavailable"] == [1]
+    for follower in followers:
+        await follower.aclose()
+    await journals.close()
 
 
 async def test_somebody_elses_session_is_not_shown(world: World) -> None:

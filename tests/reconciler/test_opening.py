@@ -5,6 +5,7 @@ Takeovers go on until they can."""
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from gateway.errors import LedgerUnavailable, SessionUnknown, UpstreamUnreachabl
 from gateway.ledger.steps import Step
 from gateway.policy.model import Account, Product
 from gateway.reconciler.opening import Opening
+from gateway.telemetry import Seldom
 from tests.admission.world import World, until
 
 
@@ -142,9 +144,11 @@ async def test_a_takeover_is_tried_until_it_can_be_had(world: World, monkeypatch
         done.append(session_id)
 
     monkeypatch.setattr(gateway._opening, "compare", failing)
+    monkeypatch.setattr(gateway._takeovers, "_say", Seldom(0.0))
     world.platform.platform.store.attach("s1", ["ally-2"], 0.0)
     with capture_logs() as logs:
         gateway._takeovers.add("s1")
+        gateway._takeovers._waiting["s1"].given_up_at = inf
         await until(lambda: len(gateway._takeovers) == 0)
     assert [line["event"] for line in logs if line["event"].startswith("takeover")] == [
         "takeover_postponed",
