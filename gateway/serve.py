@@ -128,7 +128,7 @@ class Gateway:
                 "session": self._directory.session_records,
             }
         )
-        self.telemetry.policy(policy_in_force(policy, time.time()))
+        self.telemetry.watch_policy(lambda: policy_in_force(self._gate.verdicts.policy, time.time()))
         self._embedded: embedded.EmbeddedRedis | None = None
         self._drained = False
 
@@ -254,7 +254,6 @@ class Gateway:
         self._dispatcher.rules = self._rules(config)
         self._limiter.configure(config.limits)
         self._loops.start(self._identity.reload())
-        self.telemetry.policy(policy_in_force(policy, time.time()))
         log.info("reloaded", policy_version=policy.versions[-1].id)
 
     async def drain(self) -> None:

@@ -95,9 +95,11 @@ class TestMetrics:
         assert value(telemetry, "directory_total", kind="account", result="hits") == 6
         assert value(telemetry, "directory_total", kind="product", result="errors") == 2
 
-    def test_one_policy_version_is_in_force(self, telemetry: Telemetry) -> None:
-        telemetry.policy("2026-07")
-        telemetry.policy("2026-08")
+    def test_one_policy_version_is_in_force_and_the_next_begins_by_itself(self, telemetry: Telemetry) -> None:
+        versions = ["2026-07"]
+        telemetry.watch_policy(lambda: versions[-1])
+        assert value(telemetry, "policy_info", version="2026-07") == 1
+        versions.append("2026-08")
         assert value(telemetry, "policy_info", version="2026-07") is None
         assert value(telemetry, "policy_info", version="2026-08") == 1
         assert telemetry.policy_version == "2026-08"

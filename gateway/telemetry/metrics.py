@@ -16,7 +16,7 @@ from typing import Protocol, get_args
 import prometheus_client
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -49,7 +49,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
-        self.policy_version = ""
+        self._policy_in_force: Callable[[], str] = str
         self._directory: dict[str, DirectoryCounts] = {}
 
         def counter(name: str, about: str, *labels: str) -> Counts:
@@ -95,11 +95,11 @@ class Telemetry:
         )
         self._in_doubt = gauge("in_doubt", "Reservations whose outcome is unknown")
         self._connections = gauge("connections", "Open client connections")
-        self._policy = gauge("policy_info", "The policy version in force", "version")
         gauge("build_info", "What runs here", "version", "python", "aiohttp").labels(
             _version("attachgate"), platform.python_version(), _version("aiohttp")
         ).set(1)
         self.registry.register(_DirectoryCollector(self._directory))
+        self.registry.register(_PolicyCollector(lambda: self.policy_version))
         prometheus_client.ProcessCollector(registry=self.registry)
         for kind in ("attached", "detached"):
             self._drift.add((kind,), 0)
@@ -174,12 +174,14 @@ class Telemetry:
         """By kind of record (`account`, `product`, `session`); read at each scrape."""
         self._directory.update(counts)
 
-    def policy(self, version: str) -> None:
-        """The version that is in force from now on."""
-        if version != self.policy_version:
-            self.policy_version = version
-            self._policy.clear()
-            self._policy.labels(version).set(1)
+    def watch_policy(self, in_force: Callable[[], str]) -> None:
+        """`in_force` names the policy version. It is asked at each scrape, since a version begins when its time comes,
+        without a reload."""
+        self._policy_in_force = in_force
+
+    @property
+    def policy_version(self) -> str:
+        return self._policy_in_force()
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """All metrics, and the content type of the form that `accept` (an Accept header) asks for."""
@@ -200,6 +202,16 @@ class _DirectoryCollector(Collector):
         for kind, counts in self._counts.items():
             for result in self._RESULTS:
                 family.add_metric((kind, result), getattr(counts, result))
+        yield family
+
+
+class _PolicyCollector(Collector):
+    def __init__(self, in_force: Callable[[], str]) -> None:
+        self._in_force = in_force
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("attachgate_policy_info", "The policy version in force", labels=("version",))
+        family.add_metric((self._in_force(),), 1.0)
         yield family
 
 

@@ -62,7 +62,7 @@ async def test_it_is_healthy_while_it_runs(admin: Admin) -> None:
 
 
 async def test_it_is_ready_when_every_check_passes(admin: Admin) -> None:
-    admin.telemetry.policy("2026-07")
+    admin.telemetry.watch_policy(lambda: "2026-07")
     await admin.start()
     assert await admin.ask("/readyz") == (
         200,

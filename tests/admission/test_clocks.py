@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 import gateway
 from gateway import serve
+from gateway.policy.model import Policy
 from tests.admission.world import World, until
 
 HARMLESS = {
@@ -76,3 +78,23 @@ async def test_a_gateway_whose_clock_is_an_hour_off(bare: World, monkeypatch: py
     await until(back)
     slots = (await bare.snapshot()).slots  # type: ignore[union-attr]
     assert all(abs(slot.since_ms / 1000 - time.time()) < 60 for slot in slots), "Redis' time"
+
+
+async def test_a_version_that_begins_while_the_gateway_runs_is_said_to_be_in_force(
+    bare: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.time()
+    clock = SimpleNamespace(time=lambda: began, monotonic=time.monotonic)
+    monkeypatch.setattr(serve, "time", clock)
+    gateway = await bare.gateway()
+    (first,) = gateway._gate.verdicts.policy.versions
+    later = msgspec.structs.replace(first, id="later", effective_from=began + 3600)
+    gateway.reload(gateway.config, Policy((first, later)))
+    said = []
+    for passed in (0, 3601):
+        clock.time = lambda passed=passed: began + passed
+        async with bare.http.get(gateway.admin_url + "/readyz") as ready:
+            said.append((await ready.json())["policy_version"])
+        async with bare.http.get(gateway.admin_url + "/metrics") as metrics:
+            assert f'attachgate_policy_info{{version="{said[-1]}"}} 1.0' in await metrics.text()
+    assert said == [first.id, "later"]
