@@ -365,6 +365,8 @@ async def run(path: Path, environ: Mapping[str, str], *, worker: Path | None = N
     # It would end a process that is still starting.
     early: list[int] = []
     loop.add_signal_handler(signal.SIGHUP, early.append, signal.SIGHUP)
+    # A supervisor has blocked them until here.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     if worker is not None:
         _stop_with_supervisor(loop, stop)
     config, policy = settings.load_all(path, environ)

@@ -33,6 +33,8 @@ RESTART_SECONDS = 1.0
 KILL_AFTER_SECONDS = 10.0
 """Beyond the drain: settlements have their own limit."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 log = structlog.get_logger(__name__)
 
 
@@ -100,9 +102,14 @@ class _Supervisor:
 
     async def _start(self, place: str) -> Process:
         command = ("-m", "gateway.cli", "serve", "--config", str(self._path), "--worker", str(self._sockets[place]))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, stdin=asyncio.subprocess.PIPE, env=self._environ
-        )
+        # It starts with them blocked: one that comes before it can take it would end it (see `serve.run`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *command, stdin=asyncio.subprocess.PIPE, env=self._environ
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._running[place] = process
         return process
 

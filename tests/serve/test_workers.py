@@ -26,6 +26,16 @@ async def workers(serving: Serving, count: int = 2) -> tuple[Process, list[int]]
     return process, children(process.pid)
 
 
+async def starting(serving: Serving) -> tuple[Process, list[int]]:
+    """A supervisor whose workers have just been made, and can take no signal yet."""
+    process = await serving.start("--workers", "2")
+    await serving.line(process, "supervising")
+    pid = process.pid
+    assert pid is not None
+    await until(lambda: len(children(pid)) == 2)
+    return process, children(pid)
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -83,6 +93,22 @@ async def admin_port_is_for_both(serving: Serving, decided: int) -> None:
     assert sum(map(float, counts)) == decided
     assert re.findall(r'attachgate_worker_up{worker="(\d)"} 1.0', text) == ["0", "1"]
     assert len(re.findall(r"process_start_time_seconds{[^}]*} \S+", text)) == 2
+
+
+async def test_a_reload_while_workers_start_is_theirs_when_they_can_take_it(serving: Serving) -> None:
+    process, pids = await starting(serving)
+    process.send_signal(signal.SIGHUP)
+    for _ in range(2):
+        await serving.line(process, "reloaded")
+    assert process.pid is not None
+    assert children(process.pid) == pids, "none of them was ended by it"
+
+
+async def test_a_stop_while_workers_start_ends_them_well(serving: Serving) -> None:
+    process, pids = await starting(serving)
+    process.send_signal(signal.SIGTERM)
+    assert await serving.ended(process) == 0
+    assert not any(map(alive, pids))
 
 
 async def test_no_worker_outlives_its_supervisor(serving: Serving) -> None:
