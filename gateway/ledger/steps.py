@@ -174,6 +174,7 @@ class Ledger:
         # As they go over the wire: see `packed`.
         self._hold_ms = str(_ms(config.hold_seconds))
         self._late_ms = str(_ms(late_apply_seconds))
+        self.hold_seconds = config.hold_seconds
         self.late_apply_seconds = late_apply_seconds
         self._replicated = config.durability == "replicated"
         self._tail = (str(_ms(config.retention_seconds)), str(config.stream_entries))

@@ -2,7 +2,9 @@
 
 Every operation in flight is in its bucket's index of pending ones with the time when it is due. A round visits all
 buckets in `ROUND_SECONDS`; a gateway that leaves an operation in doubt says when to look (`expect`), so that its own
-are settled as soon as they are due.
+are settled as soon as they are due. A bucket without any operation is passed over for as long as none that is made now
+can be due, or an idle gateway would ask Redis 200 times a second for nothing. Only what was to be looked at at once, by
+a gateway that died before it could, waits so much longer for another one.
 
 An operation that was still held when its time was over belongs to a gateway that is gone: it becomes in doubt, and
 is due once the upstream can no longer apply it. One in doubt is settled by the upstream's list, asked after the claim,
@@ -63,6 +65,8 @@ class Reconciler:
         self._expected: list[tuple[float, int]] = []
         self._failures: dict[str, int] = {}
         self._pending = [0] * BUCKETS
+        self._rest_seconds = min(ledger.hold_seconds, ledger.late_apply_seconds)
+        self._rests_until = [0.0] * BUCKETS
 
     def expect(self, session_id: str, in_seconds: float) -> None:
         """Look at this session's bucket at that time, besides the round."""
@@ -84,8 +88,8 @@ class Reconciler:
             free = self._max_at_once - len(self._settling)
             turn = range(position, min(position + BUCKETS_A_TICK, position + free, BUCKETS))
             due = self._due(began, free)
-            buckets = list(due.union(turn))
-            limit = max(1, free // len(buckets))
+            buckets = list(due.union(bucket for bucket in turn if self._rests_until[bucket] <= began))
+            limit = max(1, free // max(1, len(buckets)))
             found = await asyncio.gather(*(self._claim(bucket, limit) for bucket in buckets), return_exceptions=True)
             for bucket, one in zip(buckets, found, strict=True):
                 if isinstance(one, BaseException):
@@ -117,8 +121,11 @@ class Reconciler:
 
     async def _claim(self, bucket: int, limit: int) -> tuple[int, list[asyncio.Task[None]]]:
         """How many operations are pending in a bucket, and the settlements of those claimed, begun."""
+        asked_at = asyncio.get_running_loop().time()
         pending, claimed = await self._ledger.claim(bucket, self._lease_seconds, limit)
         self._pending[bucket] = pending
+        if pending == 0:
+            self._rests_until[bucket] = asked_at + self._rest_seconds
         if len(claimed) == limit:
             self._expect(bucket, 0.0)
         return pending, [self._settling.start(self._settle_one(one)) for one in claimed]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.config import Ledger as LedgerConfig
 from gateway.errors import SessionUnknown, UpstreamTimeout, UpstreamUnreachable
-from gateway.ledger.steps import Step, bucket_of
+from gateway.ledger.steps import BUCKETS, Ledger, Step, bucket_of
 from gateway.policy.model import Product
 from gateway.reconciler import doubt
 from gateway.reconciler.doubt import Reconciler
@@ -352,6 +354,51 @@ async def test_a_server_that_is_away_keeps_only_its_own_buckets_waiting(
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
         await one.close()
+
+
+async def test_a_bucket_without_operations_is_passed_over_until_one_may_be_due(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubt, "ROUND_SECONDS", 0.0)
+    await opened.ledger.reserve("s1", "op", 3, ["ally-1"])
+    claim, rounds, asked = opened.ledger.claim, 0, Counter[int]()
+
+    async def counted(bucket: int, *arguments: Any) -> Any:
+        asked[bucket] += 1
+        return await claim(bucket, *arguments)
+
+    def a_round_is_over(in_doubt: int) -> None:
+        nonlocal rounds
+        rounds += 1
+
+    monkeypatch.setattr(opened.ledger, "claim", counted)
+    monkeypatch.setattr(opened.gateways[0].telemetry, "in_doubt", a_round_is_over)
+    one = reconciler(opened)
+    one._rest_seconds = 3600.0
+    run = asyncio.ensure_future(one.run())
+    try:
+        await until(lambda: rounds >= 3)
+        assert asked.pop(BUCKET) >= 3, "there is one, and it is looked at in each round"
+        assert len(asked) == BUCKETS - 1
+        assert set(asked.values()) == {1}
+        empty = bucket_of("another")
+        one.expect("another", 0.0)
+        await until(lambda: asked[empty] == 2)
+        one._rests_until = [0.0] * BUCKETS
+        await until(lambda: min(asked.values()) == 2)
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await one.close()
+
+
+async def test_no_longer_than_what_is_made_now_is_held_or_may_be_applied(world: World) -> None:
+    config = LedgerConfig(hold_seconds=7.0)
+    for late_seconds, rest_seconds in ((5.0, 5.0), (30.0, 7.0)):
+        ledger = Ledger(world.ledger._connection, config, late_seconds)
+        gateway = world.gateways[0]
+        one = Reconciler(ledger, gateway._directory, gateway._list, gateway.telemetry)
+        assert one._rest_seconds == rest_seconds
 
 
 async def _no_records(world: World, session_id: str) -> bool:
