@@ -100,7 +100,7 @@ def test_table_and_page_show_medians_ranges_notes_and_who_is_missing() -> None:
 
 def test_a_sample_counts_for_its_innermost_stage() -> None:
     attach = (
-        "run (asyncio/runners.py:118);Connection.serve (gateway/proxy/connection.py:216);attach (gateway/x/attach.py:50)"
+        "run (asyncio/runners.py:118);Connection.serve (gateway/proxy/connection.py:9);attach (gateway/x/attach.py:50)"
     )
     folded = (
         f"{attach} 1\n{attach};Ledger.reserve (gateway/ledger/steps.py:9);Ledger._call (gateway/ledger/steps.py:8) 2\n"
