@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from time import time
 
@@ -89,40 +89,45 @@ def _lines(head: Head, peer_ip: str, scheme: str) -> bytes:
 
 
 class _Reading:
-    """What plain requests are read as by one set of rules. None is what is not of the plain form, or no attach."""
+    """What plain requests are read as by one set of rules. None is what is not of the plain form, or no attach.
+
+    Its memory knows nothing of it, and so goes with it when other rules come, without the collector."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.max_body_bytes = rules.config.listen.max_body_bytes
-        self.match = lru_cache(MAX_REMEMBERED)(self._read_address)
+        self.match = lru_cache(MAX_REMEMBERED)(partial(_read_address, rules))
+        self.read_head = partial(_read_head, rules)
         self.remembered_head = lru_cache(MAX_REMEMBERED)(self.read_head)
 
-    def _read_address(self, address: bytes) -> Match | None:
-        try:
-            match = self.rules.matcher.match("POST", read_target(address.decode("ascii"), method="POST"))
-        except GatewayError:
-            return None
-        return match if match is not None and match.route.operation == "attach" else None
 
-    def read_head(self, block: bytes) -> Head | None:
-        fields: list[Header] = []
-        length = accepted = None
-        for line in block[:-2].split(b"\r\n"):
-            name, _, value = line.partition(b": ")
-            lower = name.lower()
-            if lower in _UNUSUAL or (lower == b"connection" and value != b"keep-alive"):
-                return None
-            if lower == b"content-length":
-                length = value
-            elif lower == b"accept-language" and accepted is None:
-                accepted = value.decode("ascii")
-            fields.append((name, value))
-        if length is None or not _LENGTH.fullmatch(length):
+def _read_address(rules: Rules, address: bytes) -> Match | None:
+    try:
+        match = rules.matcher.match("POST", read_target(address.decode("ascii"), method="POST"))
+    except GatewayError:
+        return None
+    return match if match is not None and match.route.operation == "attach" else None
+
+
+def _read_head(rules: Rules, block: bytes) -> Head | None:
+    fields: list[Header] = []
+    length = accepted = None
+    for line in block[:-2].split(b"\r\n"):
+        name, _, value = line.partition(b": ")
+        lower = name.lower()
+        if lower in _UNUSUAL or (lower == b"connection" and value != b"keep-alive"):
             return None
-        try:
-            return Head(self.rules.headers.read(fields, (1, 1)), int(length), refusals.language(accepted))
-        except GatewayError:
-            return None
+        if lower == b"content-length":
+            length = value
+        elif lower == b"accept-language" and accepted is None:
+            accepted = value.decode("ascii")
+        fields.append((name, value))
+    if length is None or not _LENGTH.fullmatch(length):
+        return None
+    try:
+        return Head(rules.headers.read(fields, (1, 1)), int(length), refusals.language(accepted))
+    except GatewayError:
+        return None
 
 
 class FastLane:

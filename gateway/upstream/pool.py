@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from urllib.parse import urlsplit
@@ -252,7 +253,8 @@ class Pool:
         self._config = config
         self._clock = clock
         self._heads = Heads()
-        self._idle: list[_Connection] = []
+        self._idle: deque[_Connection] = deque()
+        self._tidies: asyncio.TimerHandle | None = None
         self._places = Places(routes, config.max_connections, config.max_queue)
         self._closed = False
 
@@ -348,9 +350,24 @@ class Pool:
         if connection.reusable and connection.usable and not self._closed:
             connection.idle_since = self._clock()
             self._idle.append(connection)
+            if self._tidies is None:
+                self._tidy_later()
         else:
             connection.abort()
         self._places.give(share)
+
+    def _tidy_later(self) -> None:
+        self._tidies = asyncio.get_running_loop().call_later(self._config.keepalive_seconds, self._tidy)
+
+    def _tidy(self) -> None:
+        """Let go of what nobody has needed for a while: the one that was used last is taken first, so a burst leaves
+        many behind it."""
+        oldest = self._clock() - self._config.keepalive_seconds
+        while self._idle and not (self._idle[0].usable and self._idle[0].idle_since > oldest):
+            self._idle.popleft().abort()
+        self._tidies = None
+        if self._idle:
+            self._tidy_later()
 
     async def probe(self) -> None:
         """Raises `NotSent` where the upstream takes no connection. Made anew and not kept: a kept one says nothing
@@ -361,6 +378,8 @@ class Pool:
     def close(self) -> None:
         """Let go of what is idle; what is in use ends with its request."""
         self._closed = True
+        if self._tidies is not None:
+            self._tidies.cancel()
         for connection in self._idle:
             connection.abort()
         self._idle.clear()

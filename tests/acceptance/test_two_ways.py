@@ -6,8 +6,10 @@ Two worlds get the same requests in the same order; in one of them nothing is re
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import re
+import weakref
 from typing import Any
 
 from gateway.proxy.fast import FastLane, PlainIncoming
@@ -125,3 +127,21 @@ async def test_both_ways_give_the_same_answer_and_the_same_to_the_upstream(world
         assert told(one) == told(other), request
     assert await fast.applied("s1") == await slow.applied("s1")
     assert REQUESTS / 10 < recognised < REQUESTS * 0.9
+
+
+async def test_what_requests_were_read_as_goes_with_the_rules(worlds: Worlds) -> None:
+    """At once, and not when the collector comes: after a few reloads that would be several full memories."""
+    gateway = (await worlds()).gateways[0]
+    lane: Any = gateway._listener.fast
+    body = b'{"product_id":"ally-1"}'
+    head = b"POST /live/sessions/s1/products HTTP/1.1\r\nHost: gateway\r\nX-Account-Id: shop-individual\r\n"
+    request = head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    assert lane.recognise(request, "127.0.0.1", "http") is not None
+    before = weakref.ref(lane._reading.match)
+    gc.disable()
+    try:
+        gateway.reload(gateway.config, gateway._gate.verdicts.policy)
+        assert lane.recognise(request, "127.0.0.1", "http") is not None
+        assert before() is None
+    finally:
+        gc.enable()

@@ -368,6 +368,30 @@ async def test_one_that_was_idle_too_long_is_not(raw: Any) -> None:
     assert raw.connections == 3, "one for the probe, which must not make a kept one seem fresh"
 
 
+async def test_what_a_burst_leaves_is_let_go_by_itself(raw: Any) -> None:
+    """Beside one that is used over and over, and where nothing is asked any more."""
+    all_asked = asyncio.Event()
+
+    async def serve(peer: Any) -> None:
+        while await peer.ask() is not None:
+            if raw.connections == 5:
+                all_asked.set()
+            await all_asked.wait()
+            await peer.send(OK)
+
+    await raw.start(serve)
+    pool = raw.pool(keepalive_seconds=0.2)
+    await asyncio.gather(*(ask(pool) for _ in range(5)))
+    assert pool.connections == 5
+    while pool.connections > 1:
+        await ask(pool)
+        await asyncio.sleep(0.01)
+    assert raw.connections == 5
+    await raw.until(lambda: pool.connections == 0)
+    await raw.quiet(pool)
+    assert pool._tidies is None
+
+
 async def test_a_probe_asks_for_a_connection_and_keeps_none(raw: Any) -> None:
     await raw.answering(OK, OK)
     pool = raw.pool()

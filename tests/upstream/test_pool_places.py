@@ -176,7 +176,7 @@ async def test_a_place_that_comes_free_as_its_waiter_runs_out_of_time_goes_on(ra
         assert result is connection
         pool._release(connection, share)
     exact(pool)
-    assert pool._idle == [connection]
+    assert list(pool._idle) == [connection]
 
 
 async def test_a_connection_that_is_lost_on_its_way_to_who_waits_leaves_a_place(raw: Any, gate: Gate) -> None:
