@@ -46,10 +46,11 @@ async def create(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     does not know: so an id that comes again never brings a fresh count."""
     account_id = await caller(gate.identity, incoming)
     read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers)
-    named = read.members.get("account_id")
-    if named is None:
+    in_path, in_body = incoming.match.params.get("account_id"), read.members.get("account_id")
+    if in_path is None and in_body is None:
         raise BodyMalformed("/account_id is missing: the account that goes live.")
-    check_path_account(str(named), account_id)
+    for named in (in_path, in_body):
+        check_path_account(named, account_id)
     account = await gate.directory.account(account_id)
     answer = await forward(gate, incoming, decision, account_id, read.canonical)
     if 200 <= answer.status < 300:
@@ -68,10 +69,11 @@ async def detach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
     the session after the answer still says preparing; live, it stays used (N5). So where a cap holds, no foreign
     product leaves without a record: nobody could tell later that it had been there."""
     account, session_id = await _caller_and_session(gate, incoming, decision)
-    gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers)
-    product_id = incoming.match.params["product_id"]
+    read = gate.bodies.read(incoming.match.route, await incoming.body(), incoming.headers)
+    product_id = incoming.match.params.get("product_id") or read.product_ids[0]
+    body = read.canonical or None
     if not account.recorded:
-        return upstream_reply(await forward(gate, incoming, decision, account.account_id, None), decision)
+        return upstream_reply(await forward(gate, incoming, decision, account.account_id, body), decision)
     look = recorded = True
     try:
         with _released_on_failure(gate, decision, 1):
@@ -88,7 +90,7 @@ async def detach(gate: Gate, incoming: Incoming, decision: Decision) -> Reply:
         recorded = False
     steps = [Step("g", product_id)]
     return await _forward_and_settle(
-        gate, incoming, decision, account, None, steps, "detached", look=look, recorded=recorded
+        gate, incoming, decision, account, body, steps, "detached", look=look, recorded=recorded
     )
 
 
@@ -232,6 +234,7 @@ async def _is_foreign(gate: Gate, account: Account, product_id: str) -> bool:
 
 async def _caller_and_session(gate: Gate, incoming: Incoming, decision: Decision) -> tuple[Account, str]:
     account_id = await caller(gate.identity, incoming)
+    check_path_account(incoming.match.params.get("account_id"), account_id)
     session_id = decision.session_id = incoming.match.params["session_id"]
     session = gate.directory.peek_session(session_id) or await gate.directory.session(session_id)
     check_owner(session, account_id)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.config import checks, tables
+from gateway.config import checks, routes, tables
 from gateway.config.structs import ClientTls, Config, ServerTls
 from gateway.config.tables import Findings
 from gateway.errors import ConfigurationError, Mistake
@@ -55,6 +55,7 @@ def examine(data: bytes, file: str, environ: Mapping[str, str]) -> tuple[Config 
         return None, findings.mistakes
     config = tables.read(Config, table, findings)
     checks.check(config, findings)
+    config = msgspec.structs.replace(config, routes=tuple(map(routes.completed, config.routes)))
     return config, findings.mistakes
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from gateway.config.structs import Route
 from gateway.config.tables import Findings, shown, suggestion
 
@@ -15,6 +17,8 @@ MAX_POINTER_PARTS = 8
 _PLACEHOLDER = re.compile(r"\{([^{}/]*)\}")
 _LITERAL = re.compile(r"[A-Za-z0-9._~!$&'()*+,=:@-]+")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+")
+_OF_ONE_PRODUCT = ("detach", "replace")
+_ALWAYS_READ = {"create": ("session_id", "account_id")}
 _WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 
 
@@ -36,6 +40,13 @@ def check(routes: tuple[Route, ...], client_prefix: str, findings: Findings) -> 
         if not findings.has(f"{key}.method", f"{key}.path"):
             _check_overlap(route, sound, key, findings)
             sound.append((index, route))
+
+
+def completed(route: Route) -> Route:
+    """The route with what its operation reads of a body in any case: whose session a create makes, and its id."""
+    needed = _ALWAYS_READ.get(route.operation, ())
+    extra = tuple(dict.fromkeys((*needed, *route.extra_members)))
+    return route if extra == route.extra_members else msgspec.structs.replace(route, extra_members=extra)
 
 
 def pointer_problem(pointer: str) -> str | None:
@@ -76,11 +87,9 @@ def _check_method(route: Route, key: str, findings: Findings) -> None:
         upper = route.method.upper()
         hint = f"; write {shown(upper)}" if _METHOD.fullmatch(upper) else ""
         findings.add(f"{key}.method", f"expected an HTTP method in capitals, got {shown(route.method)}{hint}")
-    elif route.product_ids and route.method in _WITHOUT_BODY:
-        findings.add(
-            f"{key}.method",
-            f"{route.method} carries no body, so product_ids can't point into it; use POST, PUT or PATCH",
-        )
+    elif (route.product_ids or route.operation in _ALWAYS_READ) and route.method in _WITHOUT_BODY:
+        what = "product_ids can't point into it" if route.product_ids else f"{route.operation} could not be read"
+        findings.add(f"{key}.method", f"{route.method} carries no body, so {what}; use POST, PUT or PATCH")
 
 
 def _check_path(route: Route, client_prefix: str, key: str, findings: Findings) -> None:
@@ -144,20 +153,31 @@ def _check_needs(route: Route, key: str, findings: Findings) -> None:
     """What the operation needs in order to be judged."""
     operation, surface = route.operation, route.surface
     named = set(_PLACEHOLDER.findall(route.path))
-    in_room = operation in ("start", "end") or (
-        operation in ("attach", "detach", "replace") and surface not in ("showcase", "short_video")
-    )
+    elsewhere = surface in ("showcase", "short_video")
+    in_room = operation in ("start", "end") or (operation in ("attach", *_OF_ONE_PRODUCT) and not elsewhere)
     if operation == "attach" and not surface:
         findings.add(f"{key}.surface", 'attach needs one: "live_room", "showcase" or "short_video"')
     elif operation == "filter" and surface != "showcase":
         findings.add(f"{key}.surface", 'filter needs "showcase": only its list of products is filtered (N8)')
+    elif operation in _OF_ONE_PRODUCT and elsewhere:
+        findings.add(
+            f"{key}.surface",
+            f"{operation} is of the live room only; what adds a product elsewhere is an attach, what removes one "
+            "there needs no route",
+        )
     elif in_room and "session_id" not in named:
         findings.add(f"{key}.path", f"{operation} in a live room needs the placeholder {{session_id}}")
-    if surface in ("showcase", "short_video") and "account_id" not in named:
+    if elsewhere and "account_id" not in named:
         findings.add(f"{key}.path", f"the surface {surface} needs the placeholder {{account_id}}")
     if operation in ("attach", "replace") and not route.product_ids and not findings.has(f"{key}.product_ids"):
         findings.add(f"{key}.product_ids", f'{operation} needs pointers to its products, such as ["/product_id"]')
     if operation == "replace" and "product_id" not in named:
         findings.add(f"{key}.path", "replace needs the placeholder {product_id} for the product that goes")
-    if operation == "detach" and "product_id" not in named and not route.product_ids:
-        findings.add(f"{key}.path", "detach needs the placeholder {product_id}, or product_ids")
+    if operation == "detach" and ("product_id" in named) == bool(route.product_ids):
+        problem = "detach needs the placeholder {product_id}, or product_ids where the body names the product, not both"
+        findings.add(f"{key}.path", problem)
+    for index, pointer in enumerate(route.product_ids if operation in _OF_ONE_PRODUCT else ()):
+        if "*" in pointer.split("/"):
+            findings.add(
+                f"{key}.product_ids[{index}]", f'{operation} is of one product: point to it, as in "/product_id"'
+            )

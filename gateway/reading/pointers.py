@@ -151,8 +151,8 @@ MAX_REMEMBERED_BYTES = 256
 
 
 def applied_ids(raw: bytes, pointer: str) -> tuple[str, ...] | None:
-    """The strings that an upstream's answer holds at `pointer`, in its order; None where the answer does not
-    say: it is not JSON, something on the way is missing, or a value is of another type."""
+    """The strings that an upstream's answer holds at `pointer`, in its order, or in the list that stands there; None
+    where the answer does not say: it is not JSON, something on the way is missing, or a value is of another type."""
     return _remembered_ids(raw, pointer) if len(raw) <= MAX_REMEMBERED_BYTES else _ids_at(raw, pointer)
 
 
@@ -175,6 +175,8 @@ def _ids_at(raw: bytes, pointer: str) -> tuple[str, ...] | None:
             else:
                 return None
         found = deeper
+    if len(found) == 1 and isinstance(found[0], list) and not pointer.endswith("/*"):
+        found = found[0]
     return tuple(found) if all(isinstance(value, str) for value in found) else None
 
 
