@@ -28,6 +28,8 @@ PAGE = 500
 MAX_QUEUE = 256
 LOG_SECONDS = 1.0
 """At most one line in so long that Redis is away, however many buckets are followed."""
+_BEGINNING = (0, 0)
+"""Asks for all that there is: it names no event that could have been lost since."""
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +90,7 @@ class Journal:
     async def check(self, session_id: str, after: str) -> None:
         """Raises `Gap` where events right after an id may be gone: trimmed, or lost with the whole stream."""
         oldest, newest = await self._ledger.event_bounds(bucket_of(session_id))
-        trimmed = after != "0-0" and order(after) < order(oldest)
+        trimmed = _BEGINNING < order(after) < order(oldest)
         if trimmed or order(after) > order(newest):
             raise Gap(newest)
 

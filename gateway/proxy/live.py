@@ -32,7 +32,7 @@ STALL_SECONDS = 60.0
 RETRY_MS = 1000
 
 _FIELDS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-_EVENT_ID = re.compile(r"\d{1,15}(-\d{1,10})?")
+_EVENT_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,10})?")
 
 
 class SlotRow(msgspec.Struct, frozen=True):
@@ -112,22 +112,22 @@ class LiveView:
         after = request.headers.get("Last-Event-ID", "").strip()
         if after and not _EVENT_ID.fullmatch(after):
             raise AddressMalformed("Last-Event-ID is none of this stream's ids.")
-        gap = False
+        first = b""
         if after:
             try:
                 await self._journal.check(session_id, after)
             except Gap as found:
-                after, gap = found.newest, True
+                after, first = found.newest, _GAP % found.newest.encode()
         else:
             after = await self._journal.newest(session_id)
+            # Where it stands now, so that who breaks off before the first event misses none either.
+            first = b"id: %s\n\n" % after.encode()
         response = Stream(headers={**_FIELDS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         await response.prepare(request)
-        # Where it stands now, so that who breaks off before the first event misses none either.
-        first = _GAP if gap else b"id: %s\n\n"
         try:
             # Whoever has left is told of nothing any more: waiting for the next event would not notice it.
             async with Watch(request.transport):
-                await _write(response, b"retry: %d\n" % RETRY_MS + first % after.encode())
+                await _write(response, b"retry: %d\n" % RETRY_MS + (first or b"\n"))
                 try:
                     async with aclosing(self._journal.follow(session_id, after, HEARTBEAT_SECONDS)) as events:
                         async for event in events:

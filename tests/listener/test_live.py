@@ -29,6 +29,7 @@ class Follower:
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
         self.answer = answer
         self.last_id = ""
+        self.ids: list[str] = []
         self.comments: list[str] = []
 
     async def event(self) -> tuple[str, Any]:
@@ -39,6 +40,7 @@ class Follower:
                 field, _, value = line.decode().rstrip("\n").partition(": ")
                 if field == "id":
                     self.last_id = value
+                    self.ids.append(value)
                 elif field == "event":
                     name = value
                 elif field == "data":
@@ -119,6 +121,27 @@ async def test_who_breaks_off_resumes_without_loss_or_repeat(world: World) -> No
         await world.detach("ally-1")
         assert await follower.names(1) == ["detached"]
         assert order(follower.last_id) > order(last_id)
+
+
+@pytest.mark.parametrize("beginning", ["0", "0-0"])
+async def test_all_that_there_is_from_the_beginning(world: World, beginning: str) -> None:
+    await world.attach("ally-1")
+    await world.settled()
+    async with following(world, last_id=beginning) as follower:
+        assert await follower.names(1) == ["attached"]
+
+
+async def test_who_resumes_is_not_told_again_what_it_has(world: World) -> None:
+    await world.attach("ally-1")
+    await world.settled()
+    async with following(world, last_id="0-0") as follower:
+        await follower.event()
+        last_id = follower.last_id
+    async with following(world, last_id=last_id) as follower:
+        await world.attach("ally-2")
+        assert await follower.names(1) == ["attached"]
+    assert follower.ids == [follower.last_id]
+    assert follower.last_id != last_id
 
 
 async def test_who_breaks_off_before_the_first_event_misses_none(world: World) -> None:
