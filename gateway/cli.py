@@ -9,10 +9,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import nan
 from pathlib import Path
 
 from gateway import __version__
+
+MAX_WORKERS = 256
+"""Processes: far more than one machine has cores for, and far fewer than would bring it down."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,14 +33,18 @@ def parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the gateway")
     _config(serve)
-    serve.add_argument("--workers", type=_positive, default=1, help="processes that share the port (default: 1)")
+    serve.add_argument(
+        "--workers", type=_whole(1, MAX_WORKERS), default=1, help="processes that share the port (default: 1)"
+    )
     serve.add_argument("--worker", type=Path, metavar="SOCKET", help=argparse.SUPPRESS)
 
     platform = commands.add_parser("platform", help="run the reference platform: a product-attach API kept in memory")
     platform.add_argument("--host", default="127.0.0.1")
-    platform.add_argument("--port", type=int, default=9000)
+    platform.add_argument("--port", type=_whole(0, 65_535), default=9000, help="0 takes a free one (default: 9000)")
     platform.add_argument("--data", type=Path, help="accounts and products, JSON Lines")
-    platform.add_argument("--latency", type=float, default=0.0, metavar="MS", help="added to each answer")
+    platform.add_argument(
+        "--latency", type=_number(0, 3_600_000), default=0.0, metavar="MS", help="added to each answer"
+    )
     platform.add_argument("--fault-rate", type=float, default=0.0, help="share of calls that fail, 0 to 1")
     platform.add_argument("--fault-mode", default="error", help="how they fail (default: error)")
     platform.add_argument("--seed", type=int, default=0, help="makes the faults repeatable")
@@ -62,12 +70,16 @@ def parser() -> argparse.ArgumentParser:
     when.add_argument("--follow", action="store_true", help="go on until SIGTERM (the default)")
     when.add_argument("--once", action="store_true", help="end when all that is there is written")
     journal.add_argument(
-        "--rotate-bytes", type=_positive, default=268_435_456, metavar="N", help="begin a new file (default: 256 MiB)"
+        "--rotate-bytes",
+        type=_whole(1, 2**63),
+        default=268_435_456,
+        metavar="N",
+        help="begin a new file (default: 256 MiB)",
     )
-    journal.add_argument("--keep", type=_positive, metavar="N", help="full files that stay (default: all)")
+    journal.add_argument("--keep", type=_whole(1, 1_000_000), metavar="N", help="full files that stay (default: all)")
     journal.add_argument(
         "--claim-seconds",
-        type=_seconds,
+        type=_number(0, 86_400),
         default=30.0,
         metavar="S",
         help="how long an exporter may take to write what it has read, before another one does (default: 30)",
@@ -84,24 +96,32 @@ def _config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, required=True, metavar="FILE", help="gateway.toml")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,19}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def _number(least: float, most: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = nan
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got {text!r}")
+        return number
+
+    return read
 
 
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
         raise argparse.ArgumentTypeError("1 to 64 of the characters A-Z a-z 0-9 _ . -")
     return text
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 86_400:
-        raise argparse.ArgumentTypeError("must be from 0 to 86400")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -99,6 +99,7 @@ def serve_with_workers(path: Path, environ: Mapping[str, str], workers: int) -> 
 
 def explain(path: Path, environ: Mapping[str, str], arguments: argparse.Namespace) -> int:
     """The verdict on one attach, asked of the same directory and ledger. 1 where they can't be asked."""
+    configure_logging("warning")
     try:
         config, policy = settings.load_all(path, environ)
         now = _moment(arguments.at)

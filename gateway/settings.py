@@ -29,7 +29,7 @@ def load_all(path: Path, environ: Mapping[str, str]) -> tuple[Config, Policy]:
     config, mistakes = loader.read(path, environ)
     policy = None
     if config is not None and not any(mistake.key == "policy.file" for mistake in mistakes):
-        policy, more = _examine_policy(config.policy.file)
+        policy, more = _examine_policy(config.policy.file, str(path))
         mistakes = mistakes + more
     if config is not None and not mistakes:
         mistakes = _unreadable_routes(config, str(path)) + tls.mistakes(config, str(path))
@@ -57,7 +57,7 @@ def load_policy(file: str = "") -> Policy:
     return policy
 
 
-def _examine_policy(file: str) -> tuple[Policy | None, list[Mistake]]:
+def _examine_policy(file: str, named_in: str = "") -> tuple[Policy | None, list[Mistake]]:
     if not file:
         notice = resources.files("gateway.policy") / "notice.toml"
         return document.examine(notice.read_bytes(), str(notice))
@@ -65,5 +65,6 @@ def _examine_policy(file: str) -> tuple[Policy | None, list[Mistake]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        return None, [loader.unreadable(path, error)]
+        unreadable = loader.unreadable(path, error)
+        return None, [Mistake(named_in, "policy.file", str(unreadable)) if named_in else unreadable]
     return document.examine(data, file)

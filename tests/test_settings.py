@@ -45,7 +45,7 @@ def test_mistakes_of_both_files_are_told_at_once(tmp_path: Path) -> None:
 
 def test_a_policy_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "gateway.toml").write_text(UPSTREAM + '[policy]\nfile = "rules.toml"\n')
-    with pytest.raises(ConfigurationError, match=r"rules\.toml: can't be read"):
+    with pytest.raises(ConfigurationError, match=r"gateway\.toml: policy\.file: .*rules\.toml: can't be read"):
         load_all(tmp_path / "gateway.toml", {})
 
 

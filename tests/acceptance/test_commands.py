@@ -54,6 +54,26 @@ def test_check_says_every_mistake_with_its_key(tmp_path: Path) -> None:
     assert "Traceback" not in checked.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("serve", "--config", "gateway.toml", "--workers", "100000"),
+            "--workers: expected a whole number from 1 to 256",
+        ),
+        (("serve", "--config", "gateway.toml", "--workers", "x"), "--workers: expected a whole number from 1 to 256"),
+        (("platform", "--port", "65536"), "--port: expected a whole number from 0 to 65535"),
+        (("platform", "--latency", "nan"), "--latency: expected a number from 0"),
+        (("platform", "--latency", "-1"), "--latency"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_was_expected(arguments: tuple[str, ...], said: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_serve_says_what_check_says(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text("[listen]\n")
@@ -216,8 +236,8 @@ def test_explain_without_a_directory_says_so(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(MINIMAL)
     told = run("explain", "--config", str(file), "--account", "a", "--product", "p", "--surface", "live_room")
-    assert told.returncode == 1
-    assert "directory_unavailable" in told.stderr
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "directory_unavailable: " in told.stderr
     assert "Traceback" not in told.stderr
 
 
