@@ -5,7 +5,7 @@ What a file that passes promises to `evaluate`:
     each version has exactly one rule for each case of the space (`cases.SPACE`)
     versions ascend in `effective_from`, and the steps of each roll-out in time; percentages never fall (N12)
     while a roll-out is on its way, the version that follows has the same salt, so draws the same ones (N12)
-    each rule with a cap has its message in every language
+    each rule with a cap has its message in every language, and claims only what is counted
 
 Pure: bytes in, a policy or mistakes out. Knows nothing of which rules the platform has: they all stand in the
 file.
@@ -13,6 +13,7 @@ file.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -25,6 +26,7 @@ from gateway.policy import cases
 from gateway.policy.model import Case, Policy, Rule, ShopType, Standing, Step, Surface, Version
 from gateway.policy.rollout import percent_at
 
+_WITHOUT_SHOP = (Standing.unbound, Standing.creator)
 LANGUAGES = ("zh-CN", "zh-Hant", "en")
 _NAME = "1 to 64 of the characters A-Z a-z 0-9 . _ : -"
 
@@ -160,6 +162,27 @@ def _check_rule(rule: RuleEntry, key: str, messages: dict[str, Texts], findings:
     if rule.cap != "none" and not rule.message and not findings.has(f"{key}.message"):
         problem = "missing: a rule with a cap refuses, so it needs the name of a text"
         findings.add(f"{key}.message", f"{problem}{unknown('', messages)}")
+    if rule.cap != "none":
+        for index, entry in enumerate(rule.cases):
+            _check_counted(rule.cap, entry, f"{key}.cases[{index}]", findings)
+
+
+def _check_counted(cap: int, entry: CasesEntry, key: str, findings: Findings) -> None:
+    """What is foreign is told by the account's open shop, and counted by session: elsewhere a cap would hold nobody."""
+    if findings.has(key):
+        return
+    claimed = _selected(entry)
+    if shopless := [standing for standing in _WITHOUT_SHOP if any(case.standing is standing for case in claimed)]:
+        problem = f"claims {_words(shopless)}, who have no shop to tell foreign products by (N10, N14)"
+        findings.add(f"{key}.standing", f'{problem}; a rule with a cap names "official", "pure_creator" or both')
+    uncounted = [surface for surface in Surface if surface is not Surface.live_room]
+    if cap and (found := [surface for surface in uncounted if any(case.surface is surface for case in claimed)]):
+        problem = f'claims {_words(found)}, where nothing is counted; there a cap is 0 or "none"'
+        findings.add(f"{key}.surfaces", f'{problem}, and one of {cap} is for surfaces = ["live_room"]')
+
+
+def _words(names: Iterable[str]) -> str:
+    return " and ".join(f'"{name}"' for name in names)
 
 
 def _check_entry(entry: CasesEntry, key: str, findings: Findings) -> None:

@@ -52,6 +52,7 @@ def test_all_mistakes_of_a_file_are_told_at_once() -> None:
         "versions[0].rollout[1].percent",
         "versions[0].rules[1].id",
         "versions[0].rules[1].message",
+        "versions[0].rules[1].cases[0].surfaces",
         "versions[1].rules[1].cases[1]",
         "versions[1].rules",
     ]
