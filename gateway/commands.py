@@ -31,6 +31,9 @@ from gateway.serve import run as serve_until_stopped
 from gateway.telemetry import configure_logging
 from gateway.workers import supervise
 
+YEARS = range(1970, 2970)
+"""That can be asked about: in any zone, a day before and behind is a date as well."""
+
 
 def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     path: Path = arguments.config
@@ -155,6 +158,8 @@ def _moment(text: str | None) -> float:
         raise ValueError(f"{text!r} is no time; write it like 2026-07-15T20:00:00+08:00.") from None
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no zone; write it like 2026-07-15T20:00:00+08:00.")
+    if moment.year not in YEARS:
+        raise ValueError(f"{text!r} is too far away; the years {YEARS[0]} to {YEARS[-1]} can be asked for.")
     return moment.timestamp()
 
 

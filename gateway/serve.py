@@ -192,12 +192,12 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://{self.config.listen.host}:{self.port}"
+        return _url(self._tls is not None, self.config.listen.host, self.port)
 
     @property
     def admin_url(self) -> str:
         listen = self.config.listen
-        return f"{'https' if listen.admin_tls.certificate else 'http'}://{listen.admin_host}:{self.admin_port}"
+        return _url(bool(listen.admin_tls.certificate), listen.admin_host, self.admin_port)
 
     def _rules(self, config: Config) -> Rules:
         return Rules(
@@ -296,6 +296,10 @@ class Gateway:
         await self._lists.close()
         if self._embedded is not None:
             await self._embedded.close()
+
+
+def _url(with_tls: bool, host: str, port: int) -> str:
+    return f"{'https' if with_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def needs_restart(before: Config, after: Config) -> list[str]:

@@ -136,6 +136,14 @@ class TestRefused:
 
 
 class TestAllowed:
+    @pytest.mark.parametrize(("surface", "counted"), [(Surface.live_room, True), (Surface.showcase, False)])
+    def test_only_in_the_live_room_does_what_is_added_before_the_roll_out_count(
+        self, surface: Surface, counted: bool
+    ) -> None:
+        told = ask(surface=surface, verdict=verdict("N3", None, False), language="en")
+        assert told.verdict == "allowed"
+        assert ("counts in this session" in told.why) is counted
+
     @pytest.mark.parametrize(
         ("changes", "notice"),
         [

@@ -198,7 +198,7 @@ def _why_allowed(known: Explanation, verdict: Verdict, session: Snapshot | None)
         return "own"
     if verdict.cap is None:
         if not verdict.reached:
-            return "not_reached"
+            return "not_reached_live" if known.surface is Surface.live_room else "not_reached"
         if verdict.standing is not Standing.official:
             return verdict.standing.value
         return "cross_border" if verdict.rule == "N2" else "no_cap"

@@ -50,6 +50,14 @@ ALLOWED: dict[str, tuple[str, tuple[str, str, str]]] = {
     "not_reached": (
         "N12",
         (
+            "限制还没开放到该账号，7月底前会覆盖所有官方账号",
+            "限制還沒開放到該帳號，7月底前會覆蓋所有官方帳號",
+            "The restriction has not reached this account yet; it reaches every official account by the end of July",
+        ),
+    ),
+    "not_reached_live": (
+        "N12",
+        (
             "限制还没开放到该账号，7月底前会覆盖所有官方账号；现在添加的联盟商品也有记录，开放后计入本场",
             "限制還沒開放到該帳號，7月底前會覆蓋所有官方帳號；現在添加的聯盟商品也有記錄，開放後計入本場",
             "The restriction has not reached this account yet; it reaches every official account by the end "

@@ -105,7 +105,16 @@ async def test_explain_gives_the_verdict_of_the_gateway(world: World, tmp_path: 
     assert "N1" in table.stdout
     before = await asyncio.to_thread(run, "explain", *arguments, "--json", "--at", "2026-06-01T00:00:00+08:00")
     assert json.loads(before.stdout)["verdict"] == "allowed"
-    assert (await asyncio.to_thread(run, "explain", *arguments, "--at", "yesterday")).returncode == 2
+    for at in (
+        "yesterday",
+        "2026-07-15",
+        "2026-07-15T20:00:00",
+        "9999-12-31T23:59:59-14:00",
+        "0001-01-01T00:00:00+14:00",
+    ):
+        wrong = await asyncio.to_thread(run, "explain", *arguments, "--at", at)
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert wrong.stderr.startswith(f"--at: {at!r} ")
 
 
 @dataclass
