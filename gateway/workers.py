@@ -101,12 +101,18 @@ class _Supervisor:
             await asyncio.sleep(max(0.0, RESTART_SECONDS - lived))
 
     async def _start(self, place: str) -> Process:
-        command = ("-m", "gateway.cli", "serve", "--config", str(self._path), "--worker", str(self._sockets[place]))
+        # -P: a package of the same name in the working directory is none of ours.
+        command = ("-P", "-m", "gateway.cli", "serve", "--config", str(self._path))
         # It starts with them blocked: one that comes before it can take it would end it (see `serve.run`).
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, *command, stdin=asyncio.subprocess.PIPE, env=self._environ
+                sys.executable,
+                *command,
+                "--worker",
+                str(self._sockets[place]),
+                stdin=asyncio.subprocess.PIPE,
+                env=self._environ,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -54,14 +54,25 @@ timeout_seconds = 2.0
 """
         )
 
-    async def start(self, *arguments: str) -> Process:
+    async def start(self, *arguments: str, folder: Path | None = None) -> Process:
+        """In a working directory, from which nothing is imported then, as by the installed command."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("ATTACHGATE_")}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway.cli", "serve", "--config", str(self.file), *arguments),
+            *(
+                sys.executable,
+                *(["-P"] if folder else []),
+                "-m",
+                "gateway.cli",
+                "serve",
+                "--config",
+                str(self.file),
+                *arguments,
+            ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env=environ,
+            cwd=folder,
             limit=1 << 20,
         )
         self.processes.append(process)

@@ -111,6 +111,15 @@ async def test_a_stop_while_workers_start_ends_them_well(serving: Serving) -> No
     assert not any(map(alive, pids))
 
 
+async def test_a_package_in_the_working_directory_is_not_taken_for_the_gateway(serving: Serving) -> None:
+    package = serving.folder / "gateway"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit(3)")
+    process = await serving.start("--workers", "2", folder=serving.folder)
+    for _ in range(2):
+        await serving.line(process, "listening")
+
+
 async def test_no_worker_outlives_its_supervisor(serving: Serving) -> None:
     process, pids = await workers(serving)
     process.kill()
