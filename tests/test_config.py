@@ -104,6 +104,8 @@ def test_the_shipped_file_says_every_key_with_its_default() -> None:
         "unix:///run/redis.sock",
         "redis+sentinel://:secret@a:26379,b/mymaster",
         "redis+cluster://a:6379,b:6379?tls=true",
+        "redis+sentinel://a:26379/mymaster?tls=true&ssl_ca_certs=/etc/ca.pem&sentinel_username=u&sentinel_password=p",
+        "unix:///run/redis.sock?db=2&username=u&password=p",
     ],
 )
 def test_each_form_of_the_ledgers_address_loads(url: str) -> None:
@@ -196,6 +198,14 @@ class TestFiles:
         file.write_bytes(UPSTREAM + jwt.encode())
         with pytest.raises(ConfigurationError, match=r"identity\.jwks: there is no file .*jwks\.json"):
             load(file, {})
+
+    def test_a_file_that_the_ledgers_address_names_must_be_there(self, tmp_path: Path) -> None:
+        file = tmp_path / "gateway.toml"
+        file.write_bytes(UPSTREAM + b'[ledger]\nurl = "rediss://u:secret@cache?ssl_ca_certs=/nowhere.pem"\n')
+        said = r"ledger\.url: ssl_ca_certs: /nowhere\.pem: can't be read"
+        with pytest.raises(ConfigurationError, match=said) as raised:
+            load(file, {})
+        assert "secret" not in str(raised.value)
 
     def test_a_file_that_can_not_be_read_is_one_mistake(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=r"nowhere\.toml: can't be read \(No such file"):

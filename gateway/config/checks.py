@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from gateway.config import ids, routes
 from gateway.config.structs import ClientTls, Config, Directory, Identity, Listen, ServerTls
 from gateway.config.tables import Findings, shown, suggestion
 
-LEDGER_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
+_TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_TLS = (*_TLS_FILES, "ssl_ca_path", "ssl_password", "ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers")
+_OF_ONE = ("db", "username", "password", "client_name")
+_LEDGER_PARAMETERS = {
+    "redis": _OF_ONE,
+    "rediss": (*_OF_ONE, *_TLS),
+    "unix": _OF_ONE,
+    "redis+sentinel": ("tls", *_TLS, "sentinel_username", "sentinel_password"),
+    "redis+cluster": ("tls", *_TLS),
+}
+LEDGER_SCHEMES = tuple(_LEDGER_PARAMETERS)
 SHARED_SECRET = frozenset({"HS256", "HS384", "HS512"})
 ALGORITHMS = (
     *("RS256", "ES256", "EdDSA", "HS256", "HS384", "HS512", "RS384", "RS512"),
@@ -166,6 +176,8 @@ def _ledger_problem(address: str) -> str | None:
         return f'expected "embedded" or an address that starts with one of {known}{hint}'
     if parts.fragment:
         return "a fragment (#…) has no meaning in it; write # in a password as %23"
+    if problem := _parameters_problem(parts.scheme, parts.query):
+        return problem
     if parts.scheme == "unix":
         return None if len(parts.path) > 1 else 'no path; expected one such as "unix:///run/redis/redis.sock"'
     nodes = parts.netloc.rpartition("@")[2].split(",")
@@ -183,6 +195,28 @@ def _ledger_problem(address: str) -> str | None:
     if not several and path and not (path.isdigit() and len(path) <= 5):
         return 'its path is the number of a database, as in "redis://host:6379/0"'
     return None
+
+
+def _parameters_problem(scheme: str, query: str) -> str | None:
+    """What is wrong with what stands behind the address's ?. Says no value, since one may be a password."""
+    known, found = _LEDGER_PARAMETERS[scheme], dict(parse_qsl(query, keep_blank_values=True))
+    for name in found:
+        if name in _TLS and name not in known:
+            return f"{name} has no effect on {scheme}://, which is without TLS; write rediss://"
+        if name not in known:
+            hint = suggestion(name, known) or "; there are " + ", ".join(known)
+            return f"a parameter behind its ? means nothing there{hint}"
+    if found.get("tls", "true") != "true":
+        return "TLS is written ?tls=true there, and left out where there is none"
+    if "tls" in known and "tls" not in found and (without := [name for name in found if name in _TLS]):
+        return f"{without[0]} has no effect without TLS; add tls=true"
+    return None
+
+
+def ledger_files(address: str) -> dict[str, str]:
+    """The files that the ledger's address names, by parameter."""
+    parts = _split(address)
+    return {name: file for name, file in parse_qsl(parts.query if parts else "") if name in _TLS_FILES}
 
 
 def _is_node(node: str) -> bool:

@@ -82,6 +82,11 @@ def read(path: Path, environ: Mapping[str, str]) -> tuple[Config | None, list[Mi
     jwks = config.identity.jwks
     if config.identity.mode == "jwt" and jwks and "://" not in jwks and not Path(jwks).is_file():
         mistakes.append(Mistake(str(path), "identity.jwks", f"there is no file {jwks}; create it or correct the path"))
+    for name, file in checks.ledger_files(config.ledger.url).items():
+        try:
+            Path(file).open("rb").close()
+        except OSError as error:
+            mistakes.append(Mistake(str(path), "ledger.url", f"{name}: {unreadable(Path(file), error)}"))
     if config.listen.admin_token_file:
         config, problem = _with_token(config)
         if problem:

@@ -119,8 +119,8 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True):
     session_path: str = "/live/sessions/{session_id}"
     list_path: str = "/live/sessions/{session_id}/products"
     timeout_seconds: Seconds = 2.0
-    ttl_seconds: Seconds = 5.0
-    negative_ttl_seconds: Seconds = 1.0
+    ttl_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 5.0
+    negative_ttl_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 1.0
     stale_if_error_seconds: Annotated[float, Meta(ge=0, le=86400)] = 30.0
     max_entries: Annotated[int, Meta(ge=16)] = 100_000
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gateway.admission import session as steps
-from gateway.policy.model import SessionState
+from gateway.config import Directory
+from gateway.policy.model import Account, Kind, SessionState, Shop, ShopType
 from tests.admission.world import ACCOUNT, World, until
 
 
@@ -322,3 +323,18 @@ async def test_a_client_that_leaves_in_the_middle_loses_no_settlement(world: Wor
             await writer.wait_closed()
         await world.settled()
         assert await world.used() == world.listed()
+
+
+async def test_a_directory_that_is_never_believed_is_asked_each_time(bare: World) -> None:
+    await bare.session()
+    await bare.gateway(directory=Directory(ttl_seconds=0, negative_ttl_seconds=0, stale_if_error_seconds=0))
+    await fill(bare, "ally-1", "ally-2")
+    store = bare.platform.platform.store
+    store.upsert(Account(ACCOUNT, Kind.official, shop=Shop("individual", ShopType.flagship)))
+    assert (await bare.attach("ally-3")).reason == "foreign_not_allowed"
+    store.upsert(Account(ACCOUNT, Kind.official, shop=Shop("individual", ShopType.individual)))
+    answer = await bare.attach("own-individual-1")
+    assert (answer.status, answer.headers["RateLimit"]) == (200, '"foreign";r=1')
+    assert (await bare.start()).status == 200
+    assert (await bare.attach("ally-3")).status == 200
+    assert (await bare.attach("ally-4")).reason == "foreign_cap_reached"
