@@ -185,7 +185,7 @@ class TestEnvironment:
 class TestFiles:
     def test_files_are_relative_to_the_folder_of_the_configuration(self, tmp_path: Path) -> None:
         file = tmp_path / "gateway.toml"
-        (tmp_path / "jwks.json").write_text("{}")
+        (tmp_path / "jwks.json").write_text('{"keys": []}')
         jwt = '[identity]\nmode = "jwt"\nissuer = "i"\naudience = "a"\nalgorithms = ["RS256"]\njwks = "jwks.json"\n'
         file.write_bytes(UPSTREAM + b'[policy]\nfile = "policy.toml"\n' + jwt.encode())
         config = load(file, {})
@@ -197,6 +197,17 @@ class TestFiles:
         jwt = '[identity]\nmode = "jwt"\nissuer = "i"\naudience = "a"\nalgorithms = ["RS256"]\njwks = "jwks.json"\n'
         file.write_bytes(UPSTREAM + jwt.encode())
         with pytest.raises(ConfigurationError, match=r"identity\.jwks: there is no file .*jwks\.json"):
+            load(file, {})
+
+    @pytest.mark.parametrize(
+        "data", [b"-----BEGIN PUBLIC KEY-----", b"[]", b'{"keys": {}}', b"\xff", b"[" * 100_000, b"{}"]
+    )
+    def test_a_file_that_is_no_set_of_keys_is_a_mistake(self, tmp_path: Path, data: bytes) -> None:
+        file = tmp_path / "gateway.toml"
+        jwt = '[identity]\nmode = "jwt"\nissuer = "i"\naudience = "a"\nalgorithms = ["RS256"]\njwks = "jwks.json"\n'
+        file.write_bytes(UPSTREAM + jwt.encode())
+        (tmp_path / "jwks.json").write_bytes(data)
+        with pytest.raises(ConfigurationError, match=r"identity\.jwks: .*jwks\.json is no set of keys"):
             load(file, {})
 
     def test_a_file_that_the_ledgers_address_names_must_be_there(self, tmp_path: Path) -> None:

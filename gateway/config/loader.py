@@ -69,8 +69,8 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
 
 
 def read(path: Path, environ: Mapping[str, str]) -> tuple[Config | None, list[Mistake]]:
-    """As `examine`, from a file; what it names is resolved, and a file of keys that can't be read is a
-    mistake."""
+    """As `examine`, from a file; what it names is resolved, and a file of keys that can't be read as
+    such is a mistake."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -80,8 +80,9 @@ def read(path: Path, environ: Mapping[str, str]) -> tuple[Config | None, list[Mi
         return None, mistakes
     config = _resolved(config, path.parent)
     jwks = config.identity.jwks
-    if config.identity.mode == "jwt" and jwks and "://" not in jwks and not Path(jwks).is_file():
-        mistakes.append(Mistake(str(path), "identity.jwks", f"there is no file {jwks}; create it or correct the path"))
+    is_file = config.identity.mode == "jwt" and jwks and "://" not in jwks
+    if is_file and (problem := _keys_problem(Path(jwks))):
+        mistakes.append(Mistake(str(path), "identity.jwks", problem))
     for name, file in checks.ledger_files(config.ledger.url).items():
         try:
             Path(file).open("rb").close()
@@ -104,6 +105,23 @@ def _with_token(config: Config) -> tuple[Config, str | None]:
     if problem := checks.token_problem(token):
         return config, f"in {file}: {problem}"
     return msgspec.structs.replace(config, listen=msgspec.structs.replace(config.listen, admin_token=token)), None
+
+
+class _KeySet(msgspec.Struct):
+    keys: list[dict[str, Any]]
+
+
+def _keys_problem(file: Path) -> str | None:
+    """Why a file can't be a set of keys (RFC 7517), or None. Which of them are of use shows when they are loaded."""
+    try:
+        msgspec.json.decode(file.read_bytes(), type=_KeySet)
+    except FileNotFoundError:
+        return f"there is no file {file}; create it or correct the path"
+    except OSError as error:
+        return str(unreadable(file, error))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return f'{file} is no set of keys; expected JSON such as {{"keys": [{{"kty": "EC", …}}]}} (RFC 7517)'
+    return None
 
 
 def unreadable(path: Path, error: OSError) -> Mistake:
