@@ -18,7 +18,7 @@ from gateway.admission.answers import slot_views
 from gateway.admission.facts import check_owner
 from gateway.config import Config
 from gateway.directory import Directory
-from gateway.errors import ConfigurationError, GatewayError
+from gateway.errors import ConfigurationError, GatewayError, LedgerUnavailable
 from gateway.export.exporter import export
 from gateway.export.output import Output, RotatingFile, StandardOutput
 from gateway.ledger.connection import connect
@@ -173,7 +173,8 @@ async def _explain(config: Config, policy: Policy, arguments: argparse.Namespace
             session = await directory.session(arguments.session) if arguments.session else None
             if session is not None:
                 check_owner(session, account.account_id)
-            snapshot = await _snapshot(config, account, session) if session is not None else None
+            counted = session if surface is Surface.live_room else None
+            snapshot = await _snapshot(config, account, counted) if counted is not None else None
         except GatewayError as error:
             if error.status >= 500:
                 raise
@@ -200,9 +201,15 @@ async def _explain(config: Config, policy: Policy, arguments: argparse.Namespace
 
 
 async def _snapshot(config: Config, account: Account, session: Session) -> explaining.Snapshot:
+    """What the session has used. Raises `LedgerUnavailable`."""
     nothing = explaining.Snapshot(session.session_id, session.state, 0, ())
-    if not account.recorded or config.ledger.url == "embedded":
+    if not account.recorded:
         return nothing
+    if config.ledger.url == "embedded":
+        raise LedgerUnavailable(
+            f"An embedded ledger is its gateway's alone, so what session {session.session_id} has used can't be asked: "
+            "leave --session out, or give the ledger a Redis that both reach."
+        )
     connection = connect(config.ledger.url, max(1.0, config.ledger.timeout_seconds), time.monotonic)
     try:
         ledger = Ledger(connection, config.ledger, config.upstream.late_apply_seconds)

@@ -241,6 +241,19 @@ async def test_explain_counts_as_the_gateway_does_and_helps_as_its_refusal(
     assert json.loads(again.stdout)["verdict"] == "allowed"
 
 
+async def test_explain_does_not_guess_a_count_that_it_can_not_see(world: World, tmp_path: Path) -> None:
+    room = await world.room()
+    assert (await room.attach("ally-1", "ally-2", "ally-3")).status == 200
+    file = tmp_path / "gateway.toml"
+    file.write_text(f'[upstream]\nurl = "{world.upstream.url}"\n[ledger]\nurl = "embedded"\n')
+    arguments = ("--config", str(file), "--account", room.account, "--product", "ally-4", "--session", room.session)
+    told = await asyncio.to_thread(run, "explain", *arguments, "--surface", "live_room")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith("ledger_unavailable: An embedded ledger")
+    told = await asyncio.to_thread(run, "explain", *arguments, "--surface", "showcase", "--json")
+    assert json.loads(told.stdout)["rule"] == "N4"
+
+
 def test_explain_without_a_directory_says_so(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(MINIMAL)
