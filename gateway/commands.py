@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
+import aiohttp
 from rich.console import Console
 
 from gateway import explain as explaining
@@ -22,13 +23,15 @@ from gateway.errors import ConfigurationError, GatewayError, LedgerUnavailable
 from gateway.export.exporter import export
 from gateway.export.output import Output, RotatingFile, StandardOutput
 from gateway.ledger.connection import connect
+from gateway.ledger.lines import rfc3339
 from gateway.ledger.steps import Ledger
 from gateway.policy.evaluate import evaluate
 from gateway.policy.model import Account, Policy, Session, Surface
 from gateway.proxy.forward import client_session
-from gateway.refusals import Language
+from gateway.refusals import Language, SlotView
 from gateway.serve import run as serve_until_stopped
 from gateway.telemetry import configure_logging
+from gateway.upstream.listing import list_products
 from gateway.workers import supervise
 
 YEARS = range(1970, 2970)
@@ -174,7 +177,7 @@ async def _explain(config: Config, policy: Policy, arguments: argparse.Namespace
             if session is not None:
                 check_owner(session, account.account_id)
             counted = session if surface is Surface.live_room else None
-            snapshot = await _snapshot(config, account, counted) if counted is not None else None
+            snapshot = await _snapshot(http, config, account, counted) if counted is not None else None
         except GatewayError as error:
             if error.status >= 500:
                 raise
@@ -200,11 +203,13 @@ async def _explain(config: Config, policy: Policy, arguments: argparse.Namespace
     )
 
 
-async def _snapshot(config: Config, account: Account, session: Session) -> explaining.Snapshot:
-    """What the session has used. Raises `LedgerUnavailable`."""
-    nothing = explaining.Snapshot(session.session_id, session.state, 0, ())
+async def _snapshot(
+    http: aiohttp.ClientSession, config: Config, account: Account, session: Session
+) -> explaining.Snapshot:
+    """What the session has used; of one that the ledger does not know, what it will be opened with. Raises
+    `LedgerUnavailable`, or what the upstream's list fails with."""
     if not account.recorded:
-        return nothing
+        return explaining.Snapshot(session.session_id, session.state, 0, ())
     if config.ledger.url == "embedded":
         raise LedgerUnavailable(
             f"An embedded ledger is its gateway's alone, so what session {session.session_id} has used can't be asked: "
@@ -217,7 +222,10 @@ async def _snapshot(config: Config, account: Account, session: Session) -> expla
     finally:
         await connection.close()
     if found is None:
-        return nothing
+        listed = await list_products(http, config, session.session_id)
+        now = rfc3339(int(time.time() * 1000))
+        slots = tuple(SlotView(product.product_id, now, True) for product in listed if not account.owns(product))
+        return explaining.Snapshot(session.session_id, session.state, len(slots), slots)
     return explaining.Snapshot(session.session_id, found.state, found.used, slot_views(found.slots))
 
 

@@ -241,6 +241,24 @@ async def test_explain_counts_as_the_gateway_does_and_helps_as_its_refusal(
     assert json.loads(again.stdout)["verdict"] == "allowed"
 
 
+async def test_explain_counts_a_session_that_the_ledger_does_not_know_by_the_upstreams_list(
+    world: World, tmp_path: Path, redis_url: str
+) -> None:
+    body = {"account_id": "shop-individual", "session_id": "past"}
+    assert (await world.ask("POST", f"{world.upstream.url}/live/sessions", body)).status == 201
+    products = {"product_ids": ["ally-1", "own-individual-1", "ally-2", "ally-3"]}
+    assert (await world.ask("POST", f"{world.upstream.url}/live/sessions/past/products", products)).status == 200
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        f'[upstream]\nurl = "{world.upstream.url}"\n[ledger]\nurl = "{redis_url}"\nprefix = "unknown-to-it"\n'
+    )
+    arguments = ("--config", str(file), "--account", "shop-individual", "--surface", "live_room", "--session", "past")
+    told = await asyncio.to_thread(run, "explain", *arguments, "--product", "ally-4", "--json")
+    explanation = json.loads(told.stdout)
+    assert (explanation["verdict"], explanation["used"]) == ("refused", 3)
+    assert [slot["product_id"] for slot in explanation["slots"]] == ["ally-1", "ally-2", "ally-3"]
+
+
 async def test_explain_does_not_guess_a_count_that_it_can_not_see(world: World, tmp_path: Path) -> None:
     room = await world.room()
     assert (await room.attach("ally-1", "ally-2", "ally-3")).status == 200
