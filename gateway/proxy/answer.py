@@ -15,6 +15,8 @@ import asyncio
 import re
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 from enum import Enum
 from typing import Any
@@ -23,6 +25,7 @@ import aiohttp
 import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
 from msgspec import Struct
 
 from gateway.errors import GatewayError, UpstreamUnreachable
@@ -34,6 +37,8 @@ log = structlog.get_logger(__name__)
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
+_FRAMES = {b"content-length"}
+"""Without it the client could not tell where the answer ends, whatever Connection says of it."""
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ADDED = frozenset(("Server", "Content-Type"))
 _LENGTH = re.compile(rb"[0-9]{1,19}")
@@ -151,7 +156,8 @@ class Answer(web.StreamResponse):
         if upstream.headers.get("Content-Type", "").lower().startswith("text/event-stream"):
             idle_seconds = None
             _probe_both(self._request, upstream)
-        why = await self._pump(upstream, head, framing, watch, idle_seconds, patience.stall_seconds)
+        with _ending_with_its_connection(upstream):
+            why = await self._pump(upstream, head, framing, watch, idle_seconds, patience.stall_seconds)
         if why is None and lost is not None and lost.done() and lost.exception() is not None:
             why = Cut.upstream_lost
         if why is None:
@@ -237,7 +243,7 @@ def answer_fields(upstream: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]
     left_out = _HOP_BY_HOP
     named = [value for name, value in raw if name.lower() == b"connection"]
     if named:
-        left_out = left_out | {token.strip().lower() for token in b",".join(named).split(b",")}
+        left_out = left_out | {token.strip().lower() for token in b",".join(named).split(b",")} - _FRAMES
     fields = [(name, value) for name, value in raw if name.lower() not in left_out]
     if _FORBIDDEN.search(b"".join([part for field in fields for part in field])):
         raise UpstreamUnreachable("A header field of the upstream's answer holds a control character.")
@@ -270,15 +276,42 @@ def _framing(request: web.BaseRequest, upstream: aiohttp.ClientResponse) -> _Fra
 
 
 def _loss_of(upstream: aiohttp.ClientResponse) -> asyncio.Future[None] | None:
-    """For a body that ends with its connection: what tells whether that was closed or reset. aiohttp ends the
-    body in both cases."""
-    connection = upstream.connection
-    if connection is None or connection.protocol is None:
-        return None
+    """What tells whether a connection was closed or reset, where the body ends with it: aiohttp ends the body in both
+    cases."""
     if "Transfer-Encoding" in upstream.headers or "Content-Length" in upstream.headers:
+        return None
+    return _loss(upstream.connection)
+
+
+@contextmanager
+def _ending_with_its_connection(upstream: aiohttp.ClientResponse) -> Iterator[None]:
+    """Within, who waits for more of the body is told when its connection has gone. Where a chunk is malformed, aiohttp
+    closes the connection and tells nobody."""
+    content = upstream.content
+
+    def end(_: object = None) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("The answer is not framed as its header fields say."))
+
+    lost = _loss(upstream.connection)
+    if lost is None:
+        end()
+        yield
+        return
+    lost.add_done_callback(end)
+    try:
+        yield
+    finally:
+        lost.remove_done_callback(end)
+
+
+def _loss(connection: Connection | None) -> asyncio.Future[None] | None:
+    """Done when the connection has gone; None where it has gone already, or serves others again."""
+    if connection is None or connection.protocol is None:
         return None
     lost = connection.protocol.closed
     if lost is not None:
+        lost.remove_done_callback(_seen)  # Once, however many answers come on it.
         lost.add_done_callback(_seen)
     return lost
 

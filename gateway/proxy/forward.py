@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import aiohttp
 import structlog
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_middlewares import ClientHandlerType, ClientMiddlewareType
 from aiohttp.client_reqrep import ClientRequest, ClientResponse
 from aiohttp.connector import Connection
@@ -41,6 +42,8 @@ _PIECE_BYTES = 64 * 1024
 _ANSWER_FIELD_BYTES = 32 * 1024
 _ANSWER_FIELDS = 256
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+_SILENT_TRIES = 3
+"""Connections that have spoken unasked, until the upstream is taken for one that always does."""
 
 Fields = Sequence[tuple[bytes, bytes]]
 
@@ -84,7 +87,7 @@ class _Connector(aiohttp.TCPConnector):
             raise Overloaded(f"All {self.limit} upstream connections are busy, and the queue is full.")
         self._wanted += 1
         try:
-            connection = await super().connect(req, traces, timeout)
+            connection = await self._silent(req, traces, timeout)
         except BaseException as error:
             self._wanted -= 1
             if isinstance(error, TimeoutError) and self._wanted >= self.limit:
@@ -92,6 +95,16 @@ class _Connector(aiohttp.TCPConnector):
             raise
         connection.add_callback(self._given_back)
         return connection
+
+    async def _silent(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
+        """A connection on which nothing came that nobody had asked for: aiohttp would take it for the answer to this
+        request, and so hand one client what was meant for another."""
+        for _ in range(_SILENT_TRIES):
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+        raise UpstreamUnreachable("The upstream says something before it is asked.")
 
     def _given_back(self) -> None:
         self._wanted -= 1
@@ -157,7 +170,7 @@ async def ask(
             request.method,
             exact_url(url),
             headers=headers,
-            data=upload,
+            data=None if upload is None else _Streamed(upload),
             allow_redirects=False,
             middlewares=middlewares,
         )
@@ -267,6 +280,11 @@ class Upload:
         self.answered = False
         self.failure: Exception | None = None
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether some of the body has come already."""
+        return self._request.content.total_bytes > 0 or self._request.content.is_eof()
+
     def __aiter__(self) -> Upload:
         return self
 
@@ -291,3 +309,17 @@ class Upload:
         """Once the answer has begun, its own limits hold."""
         if not self.answered:
             self._watch.allow(blame, seconds)
+
+
+class _Streamed(aiohttp.AsyncIterablePayload):
+    """A body behind its head. aiohttp keeps the head back until the first piece of the body is there; but a client may
+    wait for the answer before it sends one."""
+
+    def __init__(self, upload: Upload) -> None:
+        super().__init__(upload)
+        self._upload = upload
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        if not self._upload.at_hand:
+            writer.send_headers()
+        await super().write_with_length(writer, content_length)
