@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from enum import Enum
-from typing import Any
 
 import aiohttp
 import structlog
@@ -84,28 +83,45 @@ class Whole(Stream, web.Response):
     """The same, with its body at hand."""
 
 
-class InPieces(Stream):
-    """The same, with a body of which `first` is there and the rest is still coming from the upstream. Where it breaks
-    off, so does the client's connection."""
+class Ready(web.StreamResponse):
+    """An answer as the bytes that are sent: aiohttp would take its fields for text, and write other bytes. `rest`: what
+    of the body is still coming from the upstream; where it breaks off, so does the client's connection. `chunked`: it
+    is sent in chunks."""
 
-    def __init__(self, first: bytes, rest: Rest, **head: Any) -> None:
-        super().__init__(**head)
-        self.content_length = rest.length
-        self._first = first
+    def __init__(
+        self, request: web.BaseRequest, data: bytes, *, keep_alive: bool, rest: Rest | None, chunked: bool
+    ) -> None:
+        super().__init__()
+        self._request = request
+        self._data = data
+        self._keep_alive = keep_alive
         self._rest = rest
+        self._in_chunks = chunked
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
 
     async def write_eof(self, data: bytes = b"") -> None:
+        writer = self._request.writer
         try:
-            await self.write(self._first)
-            async for piece in self._rest:
-                await self.write(piece)
-            await super().write_eof(data)
+            await writer.write(self._data)
+            if self._rest is not None:
+                await self._hand_on(self._rest, writer)
+            await writer.write_eof()
+            await writer.drain()
         except GatewayError as error:
             log.warning("exchange_cut", why=error.detail)
-            if self._req is not None and self._req.transport is not None:
-                reset(self._req.transport)
+            if self._request.transport is not None:
+                reset(self._request.transport)
         finally:
-            self._rest.close()
+            if self._rest is not None:
+                self._rest.close()
+
+    async def _hand_on(self, rest: Rest, writer: AbstractStreamWriter) -> None:
+        if self._in_chunks:
+            writer.enable_chunking()
+        async for piece in rest:
+            await writer.write(piece)
 
 
 class Answer(web.StreamResponse):

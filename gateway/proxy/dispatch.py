@@ -16,7 +16,6 @@ import aiohttp
 import structlog
 from aiohttp import web
 from msgspec import Struct
-from multidict import CIMultiDict
 
 from gateway import refusals
 from gateway.admission import remaining, session
@@ -29,8 +28,8 @@ from gateway.config import Operation
 from gateway.errors import UNFORESEEN, BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
-from gateway.proxy.answer import InPieces, Patience, Stream, Whole
-from gateway.proxy.fast import PlainIncoming
+from gateway.proxy.answer import Patience, Ready
+from gateway.proxy.fast import PlainIncoming, encode
 from gateway.proxy.forward import forward
 from gateway.proxy.incoming import AiohttpIncoming, peer_ip
 from gateway.proxy.limits import Limiter
@@ -45,7 +44,7 @@ R = TypeVar("R", bound=web.StreamResponse)
 
 log = structlog.get_logger(__name__)
 
-_WITHOUT_BODY = frozenset((204, 304))
+_IN_CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n"
 
 _OPERATIONS: dict[Operation, Callable[[Gate, Incoming, Decision], Awaitable[Reply]]] = {
     "attach": attach,
@@ -96,8 +95,9 @@ class Dispatcher:
             answer = await self._failed(error, decision)
         finally:
             self._let_go()
-        response = answer if isinstance(answer, web.StreamResponse) else _response(answer)
-        if (self.draining or decision.closes) and not response.prepared:
+        closes = self.draining or decision.closes
+        response = answer if isinstance(answer, web.StreamResponse) else _written(request, answer, closes=closes)
+        if closes and not response.prepared:
             response.force_close()
         self.gate.telemetry.request_took(decision.operation, perf_counter() - began)
         return response
@@ -214,13 +214,17 @@ class Asker(Struct, frozen=True):
     headers: Headers
 
 
-def _response(reply: Reply) -> Stream:
-    headers: CIMultiDict[str] = CIMultiDict()
-    for name, value in (*reply.headers, *reply.alike.fields):
-        headers.add(name.decode("latin-1"), value.decode("latin-1"))
-    phrase = reply.phrase.decode("latin-1") or None
-    if reply.status in _WITHOUT_BODY:
-        return Whole(status=reply.status, reason=phrase, headers=headers)
-    if reply.rest is not None:
-        return InPieces(reply.body, reply.rest, status=reply.status, reason=phrase, headers=headers)
-    return Whole(status=reply.status, reason=phrase, headers=headers, body=reply.body)
+def _written(request: web.BaseRequest, reply: Reply, *, closes: bool) -> Ready:
+    """A reply in the bytes that the fast lane would send as well. An old client knows no chunks: a body whose length
+    nobody said ends with its connection."""
+    old = request.version < (1, 1)
+    unmeasured = reply.rest is not None and reply.rest.length is None
+    closes = closes or not request.keep_alive or (old and unmeasured)
+    if old and not closes:
+        reply.headers.append((b"Connection", b"keep-alive"))
+    data = encode(reply, closes=closes)
+    if old and unmeasured:
+        data = data.partition(_IN_CHUNKS)[0] + b"\r\n" + reply.body
+    if request.method == "HEAD":
+        data = data[: len(data) - len(reply.body)]
+    return Ready(request, data, keep_alive=not closes, rest=reply.rest, chunked=unmeasured and not old)

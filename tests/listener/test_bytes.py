@@ -1,0 +1,110 @@
+"""Before an upstream of bytes: what a matched route hands back, and what becomes of requests that a drain meets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from gateway.config import Directory, Listen, Upstream
+from gateway.serve import Gateway
+from tests.admission.world import World
+
+ACCOUNT = "creator-li"
+"""Without a cap: nothing but the upstream has a say."""
+BODY = b'{"product_id":"ally-1"}'
+HEAD = b"Host: x\r\nX-Account-Id: " + ACCOUNT.encode() + b"\r\n"
+ATTACH = b"POST /live/sessions/s1/products %b\r\n" + HEAD + b"Content-Type: application/json\r\n"
+ATTACH += b"%bContent-Length: 23\r\n\r\n" + BODY
+START = b"POST /live/sessions/s1/start HTTP/1.1\r\n" + HEAD + b"\r\n"
+
+
+class Upstreams:
+    """Answers each request with `answer`, once it may."""
+
+    def __init__(self) -> None:
+        self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        self.may = asyncio.Event()
+        self.may.set()
+        self.heads: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+                self.heads.put_nowait(head)
+                await self.may.wait()
+                writer.write(self.answer)
+        writer.close()
+
+
+@pytest.fixture
+async def upstream() -> Upstreams:
+    return Upstreams()
+
+
+@pytest.fixture
+async def gateway(bare: World, upstream: Upstreams) -> AsyncIterator[Gateway]:
+    server = await asyncio.start_server(upstream, "127.0.0.1", 0)
+    await bare.session("s1", ACCOUNT)
+    yield await bare.gateway(
+        upstream=Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", late_apply_seconds=0.2),
+        directory=Directory(url=bare.platform.url),
+        listen=Listen(port=0, admin_port=0, drain_seconds=2.0),
+    )
+    upstream.may.set()
+    server.close()
+
+
+async def exchange(gateway: Gateway, request: bytes) -> tuple[list[bytes], bytes]:
+    """The lines of the answer's head, and what follows it until the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(request)
+    async with asyncio.timeout(5):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        body = await reader.readexactly(int(length[1]) if length else 0)
+    writer.close()
+    return head[:-4].split(b"\r\n"), body
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(ATTACH % (b"HTTP/1.1", b""), id="fast"),
+        pytest.param(ATTACH % (b"HTTP/1.1", b"X-Odd: \xff\r\n"), id="aiohttp"),
+        pytest.param(ATTACH % (b"HTTP/1.0", b"Connection: keep-alive\r\n"), id="old"),
+        pytest.param(START, id="start"),
+    ],
+)
+async def test_bytes_outside_ascii_come_back_as_they_are(
+    gateway: Gateway, upstream: Upstreams, request_: bytes
+) -> None:
+    status = "HTTP/1.1 200 好 ".encode() + b"\xe9"
+    fields = ["X-Name: 直播间".encode(), b"X-Old: caf\xe9", b"Set-Cookie: a=1", b"Date: now", b"set-cookie: b=2"]
+    upstream.answer = b"\r\n".join([status, *fields, b"Content-Length: 15", b"", b'{"attached":[]}'])
+    head, body = await exchange(gateway, request_)
+    assert head[: len(fields) + 1] == [status, *fields]
+    assert sum(line.lower().startswith(b"date:") for line in head) == 1
+    assert (b"Connection: keep-alive" in head) is (b"keep-alive" in request_)
+    assert body == b'{"attached":[]}'
+
+
+async def test_no_body_follows_the_head_that_was_asked_for_alone(gateway: Gateway) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"HEAD /_gateway/nothing HTTP/1.1\r\n" + HEAD + b"\r\n")
+    writer.write(b"GET /_gateway/nothing HTTP/1.1\r\n" + HEAD + b"Connection: close\r\n\r\n")
+    async with asyncio.timeout(5):
+        said = await reader.read()
+    writer.close()
+    first, second, body = said.split(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 404")
+    assert second.startswith(b"HTTP/1.1 404")
+    assert b"Content-Length: %d" % len(body) in second.split(b"\r\n")
+    assert b"Connection: close" not in first.split(b"\r\n")
+    assert b"Connection: close" in second.split(b"\r\n")
