@@ -15,7 +15,7 @@ import asyncio
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from enum import Enum
@@ -59,6 +59,12 @@ class Patience(Struct, frozen=True):
 
 
 PATIENT = Patience()
+
+Closing = Callable[[], bool]
+
+
+def never() -> bool:
+    return False
 
 
 class _Framing(Enum):
@@ -131,10 +137,11 @@ class Answer(web.StreamResponse):
     `failure` is why it was cut, None where it came through whole.
     """
 
-    def __init__(self, request: web.BaseRequest, *, closing: bool = False) -> None:
+    def __init__(self, request: web.BaseRequest, *, closing: Closing = never) -> None:
         super().__init__()
         self._request = request
-        self._keep_alive = request.keep_alive and not closing
+        self._keep_alive = request.keep_alive
+        self._closing = closing
         self.started = False
         self.failure: Cut | None = None
 
@@ -163,7 +170,7 @@ class Answer(web.StreamResponse):
         """Hand the whole answer on. Raises UpstreamUnreachable for one that can't be, before anything was
         sent."""
         framing = _framing(self._request, upstream)
-        if framing is _Framing.close:
+        if framing is _Framing.close or self._closing():
             self._keep_alive = False
         head = self._head(upstream, framing)
         self.start(upstream)

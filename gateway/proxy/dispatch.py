@@ -174,9 +174,9 @@ class Dispatcher:
             target=address.path_raw + address.query_raw,
             headers=fields,
             patience=Patience(listen.body_timeout_seconds, listen.stall_seconds),
-            closing=self.draining,
+            closing=lambda: self.draining,
         )
-        endless = exchange is tunnel or "text/event-stream" in request.headers.get("Accept", "")
+        endless = exchange is tunnel or _follows_events(request)
         answer = await (self._long(work) if endless else work)
         if answer.failure is not None:
             self.gate.telemetry.error(answer.failure)
@@ -207,6 +207,12 @@ class Dispatcher:
             return await work
         finally:
             self._long_lived.discard(task)
+
+
+def _follows_events(request: web.BaseRequest) -> bool:
+    """Whether the answer may never end, and nothing is lost where it does: its client comes back for the rest. One that
+    does something may be answered with events too, and runs to its end like others."""
+    return request.method == "GET" and "text/event-stream" in request.headers.get("Accept", "")
 
 
 class Asker(Struct, frozen=True):

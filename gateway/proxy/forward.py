@@ -32,7 +32,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.proxy.answer import PATIENT, Answer, Patience
+from gateway.proxy.answer import PATIENT, Answer, Closing, Patience, never
 from gateway.proxy.incoming import ChunksRefused, ask_for_body
 from gateway.proxy.watch import Cut, Interrupted, Watch
 
@@ -118,13 +118,13 @@ async def forward(
     target: str,
     headers: Fields,
     patience: Patience = PATIENT,
-    closing: bool = False,
+    closing: Closing = never,
 ) -> Answer:
     """Pass one request on and its answer back.
 
     `target` is path and query as they shall reach the upstream; `headers` are the end-to-end fields, in their
-    order (`reading.headers`), Host included where the upstream shall see it. `closing` ends the connection
-    afterwards.
+    order (`reading.headers`), Host included where the upstream shall see it. `closing` is asked, when the answer
+    begins, whether the connection ends with it.
 
     Raises `UpstreamUnreachable`, `UpstreamTimeout`, `Overloaded` or a `ClientError` as long as nothing was
     sent to the client. What goes wrong later cuts the client's connection, and the answer's `failure` says

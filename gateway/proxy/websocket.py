@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.client_reqrep import ClientResponse
 
 from gateway.errors import UpstreamUnreachable
-from gateway.proxy.answer import PATIENT, Answer, Patience, answer_fields, reset, status_line
+from gateway.proxy.answer import PATIENT, Answer, Closing, Patience, answer_fields, never, reset, status_line
 from gateway.proxy.forward import Fields, ask, outgoing
 from gateway.proxy.watch import Cut, Interrupted, Watch, probe
 
@@ -45,7 +45,7 @@ async def tunnel(
     target: str,
     headers: Fields,
     patience: Patience = PATIENT,
-    closing: bool = False,
+    closing: Closing = never,
 ) -> Answer:
     """Pass a handshake on, and then everything that follows. What the upstream answers instead of 101 goes to
     the client unchanged, as `forward` does it; so do the errors and the meaning of the arguments.

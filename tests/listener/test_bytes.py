@@ -11,7 +11,7 @@ import pytest
 
 from gateway.config import Directory, Listen, Upstream
 from gateway.serve import Gateway
-from tests.admission.world import World
+from tests.admission.world import World, until
 
 ACCOUNT = "creator-li"
 """Without a cap: nothing but the upstream has a say."""
@@ -55,7 +55,7 @@ async def gateway(bare: World, upstream: Upstreams) -> AsyncIterator[Gateway]:
     yield await bare.gateway(
         upstream=Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", late_apply_seconds=0.2),
         directory=Directory(url=bare.platform.url),
-        listen=Listen(port=0, admin_port=0, drain_seconds=2.0),
+        listen=Listen(port=0, admin_port=0, drain_seconds=30.0),
     )
     upstream.may.set()
     server.close()
@@ -108,3 +108,43 @@ async def test_no_body_follows_the_head_that_was_asked_for_alone(gateway: Gatewa
     assert b"Content-Length: %d" % len(body) in second.split(b"\r\n")
     assert b"Connection: close" not in first.split(b"\r\n")
     assert b"Connection: close" in second.split(b"\r\n")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(b"GET /job HTTP/1.1\r\n" + HEAD + b"\r\n", id="plain"),
+        pytest.param(
+            b"POST /job HTTP/1.1\r\n" + HEAD + b"Accept: application/json, text/event-stream\r\n"
+            b"Content-Length: 2\r\n\r\n{}",
+            id="may be answered with events",
+        ),
+        pytest.param(START, id="route"),
+    ],
+)
+async def test_what_runs_when_a_drain_begins_is_answered_and_told_the_end(
+    gateway: Gateway, upstream: Upstreams, request_: bytes
+) -> None:
+    upstream.may.clear()
+    running = asyncio.ensure_future(exchange(gateway, request_))
+    async with asyncio.timeout(5):
+        await upstream.heads.get()
+    draining = asyncio.ensure_future(gateway.drain())
+    await until(lambda: gateway._dispatcher.draining)
+    upstream.may.set()
+    head, _ = await running
+    assert head[0] == b"HTTP/1.1 200 OK"
+    assert b"Connection: close" in head
+    await draining
+
+
+async def test_a_stream_of_events_ends_when_a_drain_begins(gateway: Gateway, upstream: Upstreams) -> None:
+    upstream.answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"GET /events HTTP/1.1\r\n" + HEAD + b"Accept: text/event-stream\r\n\r\n")
+    async with asyncio.timeout(5):
+        await reader.readuntil(b"data: 1\n\n")
+        draining = asyncio.ensure_future(gateway.drain())
+        assert not (await reader.read()).endswith(b"0\r\n\r\n")
+        await draining
+    writer.close()
