@@ -208,6 +208,7 @@ class Gateway:
                 self._identity.own_header.decode(),
                 max_headers=config.listen.max_headers,
                 max_header_bytes=config.listen.max_header_bytes,
+                behind_proxies=config.listen.forwarded_hops > 0,
             ),
         )
 

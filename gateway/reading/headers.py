@@ -30,7 +30,8 @@ class Headers(msgspec.Struct, frozen=True, gc=False):
     header and without everything that could redirect, re-method or re-attribute the request. `content`: the
     fields that describe the body's bytes; they are only true while the client's own bytes are forwarded.
     `length` in bytes, None where the client gave none. `identity` and `authorization` as sent, at most once
-    each. `upgrade`: the protocol that the client asks to change to, in lower case, or empty.
+    each. `upgrade`: the protocol that the client asks to change to, in lower case, or empty. `forwarded_proto` and
+    `forwarded_host`: what a trusted proxy in front says that the client asked for, or empty.
     """
 
     forward: Fields
@@ -46,6 +47,8 @@ class Headers(msgspec.Struct, frozen=True, gc=False):
     upgrade: bytes
     forwarded_for: bytes
     via: bytes
+    forwarded_proto: bytes
+    forwarded_host: bytes
 
     @property
     def has_body(self) -> bool:
@@ -88,7 +91,7 @@ _MANY_CONTENT = (
     "repr-digest",
 )
 _ONCE_HERE = ("host", "content-length", "transfer-encoding", "expect")
-_MANY_HERE = ("connection", "upgrade", "x-forwarded-for", "via")
+_MANY_HERE = ("connection", "upgrade", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via")
 _HOP_BY_HOP = ("keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "trailer")
 _OVERRIDES = (
     *(
@@ -103,10 +106,10 @@ _OVERRIDES = (
     *("x-envoy-original-path", "x-envoy-original-host", "x-envoy-original-method"),
 )
 _REWRITTEN = (
-    *("forwarded", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-server"),
+    *("forwarded", "x-forwarded-port", "x-forwarded-server"),
     "attachgate-decision",
 )
-"""Said anew by `forwarding`, or a claim of the client about itself that nobody has checked (RFC 7239)."""
+"""A claim of the client about itself that nobody has checked (RFC 7239), or the gateway's own to say."""
 
 _KNOWN: dict[str, _Known] = {
     **{name: _Known(name, _FORWARD, True) for name in _ONCE_FORWARDED},
@@ -126,6 +129,7 @@ _TOKEN = re.compile(rb"[0-9A-Za-z!#$%&'*+.^_`|~-]{1,256}")
 _PUNCTUATION = re.compile(r"[^a-z0-9]")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_SCHEMES = frozenset((b"http", b"https"))
 _VALUE_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 """RFC 9110 section 5.5. Bytes from 0x80 on are opaque, and stay so; in fields that are read here they are
 refused."""
@@ -137,13 +141,21 @@ _MAX_REMEMBERED_CHARS = 64
 
 class HeaderReader:
     """Reads header fields for one identity header. Limits: number of fields, and bytes of all names and
-    values."""
+    values. `behind_proxies`: whether what `X-Forwarded-Proto` and `X-Forwarded-Host` say is believed."""
 
-    def __init__(self, identity_header: str, *, max_headers: int = 100, max_header_bytes: int = 16_384) -> None:
+    def __init__(
+        self,
+        identity_header: str,
+        *,
+        max_headers: int = 100,
+        max_header_bytes: int = 16_384,
+        behind_proxies: bool = False,
+    ) -> None:
         self._identity = identity_header.lower()
         self._identity_folded = _PUNCTUATION.sub("-", self._identity)
         self._max_headers = max_headers
         self._max_header_bytes = max_header_bytes
+        self._behind_proxies = behind_proxies
         self._names: dict[bytes, _Known] = {}
         self._hosts: set[bytes] = set()
 
@@ -228,7 +240,13 @@ class HeaderReader:
             upgrade,
             seen.get("x-forwarded-for", b""),
             seen.get("via", b""),
+            *(self._asked_for(seen) if self._behind_proxies else (b"", b"")),
         )
+
+    def _asked_for(self, seen: dict[str, bytes]) -> tuple[bytes, bytes]:
+        """Scheme and host as a proxy in front was asked for them; empty where it says none, several, or nonsense."""
+        scheme, host = seen.get("x-forwarded-proto", b"").lower(), seen.get("x-forwarded-host", b"")
+        return scheme if scheme in _SCHEMES else b"", host if _HOST.fullmatch(host) else b""
 
     def _host(self, seen: dict[str, bytes], version: tuple[int, int]) -> bytes:
         host = seen.get("host")
@@ -287,18 +305,18 @@ def _text(seen: dict[str, bytes], name: str) -> str | None:
 
 
 def forwarding(peer: str, scheme: str, headers: Headers) -> Fields:
-    """The fields that say for whom a request is forwarded: the peer's address appended to what came, scheme
-    and host of this hop, and this gateway in Via (RFC 9110 section 7.6.3). `peer` is empty for a unix
-    socket."""
+    """The fields that say for whom a request is forwarded: the peer's address appended to what came, the scheme
+    and host that the client asked for (those of this hop, where no trusted proxy in front says other ones), and
+    this gateway in Via (RFC 9110 section 7.6.3). `peer` is empty for a unix socket."""
     came_from = peer.encode("ascii", "replace") or b"unknown"
     fields = [
         (
             b"X-Forwarded-For",
             b"%b, %b" % (headers.forwarded_for, came_from) if headers.forwarded_for else came_from,
         ),
-        (b"X-Forwarded-Proto", scheme.encode("ascii", "replace")),
+        (b"X-Forwarded-Proto", headers.forwarded_proto or scheme.encode("ascii", "replace")),
         (b"Via", b"%b, 1.1 attachgate" % headers.via if headers.via else b"1.1 attachgate"),
     ]
-    if headers.host:
-        fields.append((b"X-Forwarded-Host", headers.host))
+    if host := headers.forwarded_host or headers.host:
+        fields.append((b"X-Forwarded-Host", host))
     return fields

@@ -49,13 +49,18 @@ async def upstream() -> Upstreams:
 
 
 @pytest.fixture
-async def gateway(bare: World, upstream: Upstreams) -> AsyncIterator[Gateway]:
+def listen() -> Listen:
+    return Listen(port=0, admin_port=0, drain_seconds=30.0)
+
+
+@pytest.fixture
+async def gateway(bare: World, upstream: Upstreams, listen: Listen) -> AsyncIterator[Gateway]:
     server = await asyncio.start_server(upstream, "127.0.0.1", 0)
     await bare.session("s1", ACCOUNT)
     yield await bare.gateway(
         upstream=Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", late_apply_seconds=0.2),
         directory=Directory(url=bare.platform.url),
-        listen=Listen(port=0, admin_port=0, drain_seconds=30.0),
+        listen=listen,
     )
     upstream.may.set()
     server.close()
@@ -93,6 +98,23 @@ async def test_bytes_outside_ascii_come_back_as_they_are(
     assert sum(line.lower().startswith(b"date:") for line in head) == 1
     assert (b"Connection: keep-alive" in head) is (b"keep-alive" in request_)
     assert body == b'{"attached":[]}'
+
+
+@pytest.mark.parametrize(
+    ("listen", "said"),
+    [
+        (Listen(port=0, admin_port=0, forwarded_hops=1), b"X-Forwarded-Proto: https"),
+        (Listen(port=0, admin_port=0), b"X-Forwarded-Proto: http"),
+    ],
+    ids=["a trusted one", "anybody"],
+)
+@pytest.mark.parametrize("request_", [ATTACH % (b"HTTP/1.1", b""), START, b"GET /x HTTP/1.1\r\n" + HEAD + b"\r\n"])
+async def test_a_proxy_in_front_that_ended_the_tls(
+    gateway: Gateway, upstream: Upstreams, request_: bytes, said: bytes
+) -> None:
+    field = b"\r\nX-Forwarded-Proto: https\r\n\r\n"
+    await exchange(gateway, request_.replace(b"\r\n\r\n", field, 1))
+    assert said in upstream.heads.get_nowait().split(b"\r\n")
 
 
 async def test_no_body_follows_the_head_that_was_asked_for_alone(gateway: Gateway) -> None:

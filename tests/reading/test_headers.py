@@ -264,6 +264,30 @@ def test_forwarding_says_for_whom() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "proto", "host"),
+    [
+        ([(b"X-Forwarded-Proto", b"HTTPS"), (b"X-Forwarded-Host", b"live.example")], b"https", b"live.example"),
+        ([(b"X-Forwarded-Proto", b"https")], b"https", b"shop.example:8080"),
+        ([(b"X-Forwarded-Host", b"live.example:8443")], b"http", b"live.example:8443"),
+        ([(b"X-Forwarded-Proto", b"gopher"), (b"X-Forwarded-Host", b"a@b")], b"http", b"shop.example:8080"),
+        ([(b"X-Forwarded-Proto", b"https, http")], b"http", b"shop.example:8080"),
+        ([(b"X-Forwarded-Proto", b"https"), (b"x-forwarded-proto", b"https")], b"http", b"shop.example:8080"),
+        ([(b"X_Forwarded_Proto", b"https"), (b"X.Forwarded.Host", b"e")], b"http", b"shop.example:8080"),
+        ([], b"http", b"shop.example:8080"),
+    ],
+)
+def test_a_trusted_proxy_says_what_the_client_asked_for(
+    said: list[tuple[bytes, bytes]], proto: bytes, host: bytes
+) -> None:
+    """And nobody else does: without one, scheme and host are those of this hop."""
+    for behind, expected in ((True, (proto, host)), (False, (b"http", b"shop.example:8080"))):
+        headers = HeaderReader("X-Account-Id", behind_proxies=behind).read([HOST, *said], (1, 1))
+        fields = dict(forwarding("10.0.0.9", "http", headers))
+        assert (fields[b"X-Forwarded-Proto"], fields[b"X-Forwarded-Host"]) == expected
+        assert headers.forward == []
+
+
+@pytest.mark.parametrize(
     "request_bytes",
     [
         b"GET /\r\n\r\n",
