@@ -41,7 +41,8 @@ _FRAMES = {b"content-length"}
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ADDED = frozenset(("Server", "Content-Type"))
 _LENGTH = re.compile(rb"[0-9]{1,19}")
-_RESET = struct.pack("ii", 1, 0)
+_RESET, _ORDERLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+"""What closing a socket does (SO_LINGER), whoever closes it."""
 
 
 class Patience(Struct, frozen=True):
@@ -126,8 +127,11 @@ class Ready(web.StreamResponse):
     async def _hand_on(self, rest: Rest, writer: AbstractStreamWriter) -> None:
         if self._in_chunks:
             writer.enable_chunking()
+        elif rest.length is None:
+            _on_closing(self._request.transport, _RESET)
         async for piece in rest:
             await writer.write(piece)
+        _on_closing(self._request.transport, _ORDERLY)
 
 
 class Answer(web.StreamResponse):
@@ -174,6 +178,8 @@ class Answer(web.StreamResponse):
             self._keep_alive = False
         head = self._head(upstream, framing)
         self.start(upstream)
+        if framing is _Framing.close:
+            _on_closing(self._request.transport, _RESET)  # Nothing else would say that the end came too early.
         lost = _loss_of(upstream)
         idle_seconds: float | None = patience.idle_seconds
         if upstream.headers.get("Content-Type", "").lower().startswith("text/event-stream"):
@@ -187,6 +193,8 @@ class Answer(web.StreamResponse):
             why = await self._finish(framing, watch, patience.stall_seconds)
         if why is not None:
             self.cut(why)
+        elif framing is _Framing.close:
+            _on_closing(self._request.transport, _ORDERLY)
 
     def start(self, upstream: aiohttp.ClientResponse) -> None:
         self.set_status(upstream.status, upstream.reason)
@@ -277,10 +285,16 @@ def answer_fields(upstream: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]
 
 def reset(transport: asyncio.Transport) -> None:
     """Close at once and, unless it is closing already, so that the peer can't take it for an orderly end."""
-    sock = None if transport.is_closing() else transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    _on_closing(transport, _RESET)
     transport.abort()
+
+
+def _on_closing(transport: asyncio.Transport | None, how: bytes) -> None:
+    if transport is None or transport.is_closing():
+        return
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
 
 
 def _framing(request: web.BaseRequest, upstream: aiohttp.ClientResponse) -> _Framing:

@@ -170,3 +170,23 @@ async def test_a_stream_of_events_ends_when_a_drain_begins(gateway: Gateway, ups
         assert not (await reader.read()).endswith(b"0\r\n\r\n")
         await draining
     writer.close()
+
+
+@pytest.mark.parametrize("listen", [Listen(port=0, admin_port=0, drain_seconds=0.2)])
+async def test_what_a_drain_breaks_off_does_not_look_whole(gateway: Gateway, upstream: Upstreams) -> None:
+    """Neither to an old client, which takes the connection's end for the body's."""
+    upstream.answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    ends = []
+    for version in (b"1.0", b"1.1"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET /long HTTP/" + version + b"\r\n" + HEAD + b"\r\n")
+        await asyncio.wait_for(reader.readuntil(b"abc"), 5)
+        ends.append((reader, writer))
+    await gateway.drain()
+    (old, _), (new, _) = ends
+    with pytest.raises(ConnectionResetError):
+        await old.read()
+    with suppress(ConnectionError):
+        assert await new.read() == b"\r\n"
+    for _, writer in ends:
+        writer.close()
