@@ -49,9 +49,9 @@ class Patience(Struct, frozen=True):
     """How long a side may take, in seconds. The time to connect and to the head of the answer are the
     session's.
 
-    `body_seconds`: the client's, for the next piece of its body. `stall_seconds`: either side's, to take a
-    piece. `idle_seconds`: the upstream's, for the next piece of an answer; an event stream may be silent for
-    ever, since it ends when its client leaves.
+    `body_seconds`: the client's, for the next piece of its body. `stall_seconds`: either side's, to take
+    something of what waits for it. `idle_seconds`: the upstream's, for the next piece of an answer; an event
+    stream may be silent for ever, since it ends when its client leaves.
     """
 
     body_seconds: float = 15.0
@@ -215,7 +215,7 @@ class Answer(web.StreamResponse):
         early = framing is _Framing.length and content.total_bytes > 0
         try:
             if not early:
-                watch.allow(Cut.client_slow, stall_seconds)
+                watch.allow(Cut.client_slow, stall_seconds, self._request.transport)
                 await writer.write(head)
             if framing is _Framing.chunked:
                 writer.enable_chunking()
@@ -229,14 +229,14 @@ class Answer(web.StreamResponse):
                     break
                 if early:
                     piece, early = head + piece, False
-                watch.allow(Cut.client_slow, stall_seconds)
+                watch.allow(Cut.client_slow, stall_seconds, self._request.transport)
                 await writer.write(piece)
         except ConnectionError:
             return Cut.client_gone
         return None
 
     async def _finish(self, framing: _Framing, watch: Watch, stall_seconds: float) -> Cut | None:
-        watch.allow(Cut.client_slow, stall_seconds)
+        watch.allow(Cut.client_slow, stall_seconds, self._request.transport)
         try:
             if framing is _Framing.chunked:
                 await self._request.writer.write_eof()

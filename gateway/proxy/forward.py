@@ -10,6 +10,7 @@ Knows nothing about routes, identity and the notice: the fields that it is given
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import aiohttp
@@ -266,7 +267,7 @@ class Upload:
 
     It asks the client for the body (`Expect: 100-continue`) only when the upstream is connected, and answers
     for the upstream then: not every upstream does, and a client would wait in vain. `failure` is the client's
-    fault.
+    fault. `taker`: the upstream's transport.
     """
 
     def __init__(self, request: web.BaseRequest, watch: Watch, patience: Patience) -> None:
@@ -279,6 +280,7 @@ class Upload:
         )
         self.answered = False
         self.failure: Exception | None = None
+        self.taker: asyncio.BaseTransport | None = None
 
     @property
     def at_hand(self) -> bool:
@@ -302,13 +304,13 @@ class Upload:
         if not piece:
             self._allow(Cut.upstream_slow, None)
             raise StopAsyncIteration
-        self._allow(Cut.upstream_slow, self._patience.stall_seconds)
+        self._allow(Cut.upstream_slow, self._patience.stall_seconds, self.taker)
         return piece
 
-    def _allow(self, blame: Cut, seconds: float | None) -> None:
+    def _allow(self, blame: Cut, seconds: float | None, taker: asyncio.BaseTransport | None = None) -> None:
         """Once the answer has begun, its own limits hold."""
         if not self.answered:
-            self._watch.allow(blame, seconds)
+            self._watch.allow(blame, seconds, taker)
 
 
 class _Streamed(aiohttp.AsyncIterablePayload):
@@ -320,6 +322,7 @@ class _Streamed(aiohttp.AsyncIterablePayload):
         self._upload = upload
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self._upload.taker = writer.transport
         if not self._upload.at_hand:
             writer.send_headers()
         await super().write_with_length(writer, content_length)

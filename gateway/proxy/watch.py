@@ -14,7 +14,10 @@ Knows nothing about HTTP.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Callable
 from enum import StrEnum
 from types import TracebackType
@@ -28,6 +31,10 @@ class Cut(StrEnum):
     client_slow = "client_slow"
     upstream_slow = "upstream_slow"
     upstream_lost = "upstream_lost"
+
+
+LOOKS = 4
+"""How often, within what a taker may take, it is looked whether it has taken something."""
 
 
 class Interrupted(Exception):
@@ -52,6 +59,9 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._blame = Cut.upstream_slow
+        self._seconds = 0.0
+        self._taker: asyncio.BaseTransport | None = None
+        self._untaken: int | None = None
         self._ended: Cut | None = None
         self._over = False
 
@@ -81,8 +91,9 @@ class Watch:
             assert self._ended is not None
             raise Interrupted(self._ended) from None
 
-    def allow(self, blame: Cut, seconds: float | None) -> None:
-        """Until the next call, `seconds` may pass; then `blame` is why the exchange ends. None: no limit.
+    def allow(self, blame: Cut, seconds: float | None, taker: asyncio.BaseTransport | None = None) -> None:
+        """Until the next call, `seconds` may pass; then `blame` is why the exchange ends. None: no limit. With a
+        `taker`, time counts from the last byte that it has taken of what was written to it.
 
         Called for every piece that is moved, so it only notes the time: the timer looks again when it fires.
         """
@@ -90,9 +101,12 @@ class Watch:
         if seconds is None:
             self._deadline = None
             return
-        self._deadline = self._loop.time() + seconds
-        if self._timer is None or self._timer.when() > self._deadline:
-            self._arm(self._deadline)
+        now = self._loop.time()
+        self._deadline = now + seconds
+        self._seconds, self._taker, self._untaken = seconds, taker, None
+        look = self._deadline if taker is None else now + seconds / LOOKS
+        if self._timer is None or self._timer.when() > look:
+            self._arm(look)
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:
@@ -103,8 +117,15 @@ class Watch:
         self._timer = None
         if self._deadline is None:
             return
-        if self._loop.time() < self._deadline:
-            self._arm(self._deadline)
+        now = self._loop.time()
+        look = self._deadline
+        if self._taker is not None:
+            before, self._untaken = self._untaken, untaken(self._taker)
+            if before is not None and self._untaken < before:
+                self._deadline = now + self._seconds
+            look = min(self._deadline, now + self._seconds / LOOKS)
+        if now < self._deadline:
+            self._arm(look)
         else:
             self._end(self._blame)
 
@@ -139,6 +160,20 @@ class _Overheard(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._inner.connection_lost(error)
         self._on_lost()
+
+
+def untaken(transport: asyncio.BaseTransport) -> int:
+    """How many bytes that were written the peer has not taken yet. Most wait in the kernel, which says so little of
+    what it gets rid of that a slow reader seems to stand still; Linux tells when it is asked."""
+    size = cast(asyncio.WriteTransport, transport).get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if transport.is_closing() or sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return size
+    try:
+        waiting: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    except OSError:
+        return size
+    return size + waiting
 
 
 _IDLE_SECONDS = 60

@@ -23,7 +23,7 @@ from aiohttp.client_reqrep import ClientResponse
 from gateway.errors import UpstreamUnreachable
 from gateway.proxy.answer import PATIENT, Answer, Closing, Patience, answer_fields, never, reset, status_line
 from gateway.proxy.forward import Fields, ask, outgoing
-from gateway.proxy.watch import Cut, Interrupted, Watch, probe
+from gateway.proxy.watch import Cut, Interrupted, Watch, probe, untaken
 
 _SWITCH = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
@@ -188,8 +188,18 @@ class _End(asyncio.Protocol):
 
     def _expect_progress(self) -> None:
         if self._stalled is None:
-            loop = asyncio.get_running_loop()
-            self._stalled = loop.call_later(self._stall_seconds, lambda: self.end(abruptly=True))
+            self._look_again(untaken(self.transport))
+
+    def _look_again(self, before: int) -> None:
+        self._stalled = asyncio.get_running_loop().call_later(self._stall_seconds, self._look, before)
+
+    def _look(self, before: int) -> None:
+        """Whether the network's peer has taken something since."""
+        left = untaken(self.transport)
+        if left < before:
+            self._look_again(left)
+        else:
+            self.end(abruptly=True)
 
     def _progressed(self) -> None:
         if self._stalled is not None:

@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from gateway.proxy.answer import Answer
+from gateway.proxy.answer import Answer, Patience
 from gateway.proxy.watch import Cut
 
+SWITCHED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+HANDSHAKE = (
+    b"GET /x HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 GET = b"GET /x HTTP/1.1\r\nHost: shop\r\n\r\n"
 BEGUN = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
@@ -126,3 +134,58 @@ async def test_a_length_is_told_whatever_connection_says_of_it(wires: Any) -> No
         assert b"Content-Length: 2" in head
         assert b"X-Hop: 1" not in head
         assert await client.exactly(2) == b"ok"
+
+
+SIPS, SIP_BYTES, SIP_SECONDS, STALL_SECONDS = 45, 49152, 0.05, 1.0
+"""Slow enough that a kernel which keeps 4 MiB says nothing of it within a stall: it speaks when a third has gone."""
+
+
+async def pour(peer: Any) -> None:
+    while True:
+        await peer.send(bytes(SIP_BYTES))
+
+
+async def sip(peer: Any) -> None:
+    for _ in range(SIPS):
+        await peer.exactly(SIP_BYTES)
+        await asyncio.sleep(SIP_SECONDS)  # What is tested is that a slow reader is not one that does not read.
+
+
+@pytest.mark.parametrize(
+    ("request_", "begun"),
+    [(GET, b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n"), (HANDSHAKE, SWITCHED)],
+    ids=["download", "websocket"],
+)
+async def test_a_client_that_reads_slowly_is_not_one_that_has_stopped(
+    wires: Any, request_: bytes, begun: bytes
+) -> None:
+    async def serve(peer: Any) -> None:
+        await peer.head()
+        await peer.send(begun)
+        await pour(peer)
+
+    front = await wires.front(await wires.upstream(serve), Patience(stall_seconds=STALL_SECONDS))
+    client = await wires.connect(front.port)
+    await client.send(request_)
+    await client.head()
+    await sip(client)
+    assert front.outcomes.empty()
+
+
+async def test_nor_is_an_upstream_that_does(wires: Any) -> None:
+    read = asyncio.Event()
+
+    async def serve(peer: Any) -> None:
+        await peer.head()
+        await sip(peer)
+        read.set()
+        await peer.end()
+
+    front = await wires.front(await wires.upstream(serve), Patience(stall_seconds=STALL_SECONDS))
+    client = await wires.connect(front.port)
+    await client.send(b"POST /x HTTP/1.1\r\nHost: shop\r\nContent-Length: 999999999\r\n\r\n")
+    pouring = asyncio.ensure_future(pour(client))
+    await asyncio.wait_for(read.wait(), 10)
+    assert front.outcomes.empty()
+    pouring.cancel()
+    await asyncio.gather(pouring, return_exceptions=True)
