@@ -223,7 +223,7 @@ class Connection(RequestHandler):
     async def serve(self, plain: PlainIncoming) -> None:
         """Answer one plain request."""
         try:
-            answer, closes, rest = await self._listener.fast.answer(plain, closing=self._listener.closing())
+            answer, closes, rest = await self._listener.fast.answer(plain, self._listener.closing)
             if rest is not None:
                 answer = await self._hand_on(answer, rest)
         except BaseException:

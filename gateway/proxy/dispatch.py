@@ -44,8 +44,6 @@ R = TypeVar("R", bound=web.StreamResponse)
 
 log = structlog.get_logger(__name__)
 
-_IN_CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n"
-
 _OPERATIONS: dict[Operation, Callable[[Gate, Incoming, Decision], Awaitable[Reply]]] = {
     "attach": attach,
     "create": session.create,
@@ -228,9 +226,7 @@ def _written(request: web.BaseRequest, reply: Reply, *, closes: bool) -> Ready:
     closes = closes or not request.keep_alive or (old and unmeasured)
     if old and not closes:
         reply.headers.append((b"Connection", b"keep-alive"))
-    data = encode(reply, closes=closes)
-    if old and unmeasured:
-        data = data.partition(_IN_CHUNKS)[0] + b"\r\n" + reply.body
+    data = encode(reply, closes=closes, chunks=not old)
     if request.method == "HEAD":
         data = data[: len(data) - len(reply.body)]
     return Ready(request, data, keep_alive=not closes, rest=reply.rest, chunked=unmeasured and not old)

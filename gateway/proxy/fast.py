@@ -160,12 +160,13 @@ class FastLane:
         match = reading.match(address)
         return PlainIncoming(match, head, body, peer_ip, scheme) if match is not None else None
 
-    async def answer(self, incoming: PlainIncoming, *, closing: bool) -> tuple[bytes, bool, Rest | None]:
-        """The answer as bytes, whether the connection ends with it, and what is still to come of it."""
+    async def answer(self, incoming: PlainIncoming, closing: Callable[[], bool]) -> tuple[bytes, bool, Rest | None]:
+        """The answer as bytes, whether the connection ends with it, and what is still to come of it. `closing` says,
+        when it is there, whether connections end now."""
         surface = _SURFACES[incoming.match.route.surface]
         decision = Decision("attach", surface, incoming.language, self._wall_clock())
         reply = await self._answer(incoming, decision)
-        closes = closing or decision.closes
+        closes = decision.closes or closing()
         return encode(reply, closes=closes), closes, reply.rest
 
 
@@ -174,15 +175,16 @@ def _date(now: int) -> bytes:
     return b"Date: %b\r\n" % formatdate(now, usegmt=True).encode()
 
 
-def encode(reply: Reply, *, closes: bool) -> bytes:
-    """A reply on the wire (RFC 9112), as far as it is there."""
+def encode(reply: Reply, *, closes: bool, chunks: bool = True) -> bytes:
+    """A reply on the wire (RFC 9112), as far as it is there. A body whose length nobody said is sent in `chunks`, or
+    ends with its connection."""
     status_line = None if reply.phrase else _STATUS_LINES.get(reply.status)
     parts = [status_line or b"HTTP/1.1 %d %b\r\n" % (reply.status, reply.phrase), reply.alike.wire]
     dated = False
     for name, value in reply.headers:
         parts += (name, b": ", value, b"\r\n")
         if len(name) == 4:
-            dated = dated or name in (b"Date", b"date")
+            dated = dated or name.lower() == b"date"
     if not dated:
         parts.append(_date(int(time())))
     if closes:
@@ -193,8 +195,10 @@ def encode(reply: Reply, *, closes: bool) -> bytes:
         parts += (b"Content-Length: %d\r\n\r\n" % len(reply.body), reply.body)
     elif reply.rest.length is not None:
         parts += (b"Content-Length: %d\r\n\r\n" % reply.rest.length, reply.body)
-    else:
+    elif chunks:
         parts += (b"Transfer-Encoding: chunked\r\n\r\n", chunk(reply.body))
+    else:
+        parts += (b"\r\n", reply.body)
     return b"".join(parts)
 
 

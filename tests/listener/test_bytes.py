@@ -91,7 +91,7 @@ async def test_bytes_outside_ascii_come_back_as_they_are(
     gateway: Gateway, upstream: Upstreams, request_: bytes
 ) -> None:
     status = "HTTP/1.1 200 好 ".encode() + b"\xe9"
-    fields = ["X-Name: 直播间".encode(), b"X-Old: caf\xe9", b"Set-Cookie: a=1", b"Date: now", b"set-cookie: b=2"]
+    fields = ["X-Name: 直播间".encode(), b"X-Old: caf\xe9", b"Set-Cookie: a=1", b"DATE: now", b"set-cookie: b=2"]
     upstream.answer = b"\r\n".join([status, *fields, b"Content-Length: 15", b"", b'{"attached":[]}'])
     head, body = await exchange(gateway, request_)
     assert head[: len(fields) + 1] == [status, *fields]
@@ -142,6 +142,7 @@ async def test_no_body_follows_the_head_that_was_asked_for_alone(gateway: Gatewa
             id="may be answered with events",
         ),
         pytest.param(START, id="route"),
+        pytest.param(ATTACH % (b"HTTP/1.1", b""), id="fast"),
     ],
 )
 async def test_what_runs_when_a_drain_begins_is_answered_and_told_the_end(
