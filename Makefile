@@ -20,7 +20,7 @@ demo: $(VENV)/ready
 	$(BIN)/attachgate demo
 
 test: $(VENV)/ready
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check gateway tests
