@@ -189,12 +189,11 @@ def encode(reply: Reply, *, closes: bool, chunks: bool = True) -> bytes:
         parts.append(_date(int(time())))
     if closes:
         parts.append(b"Connection: close\r\n")
+    length = len(reply.body) if reply.rest is None else reply.rest.length
     if reply.status in _WITHOUT_BODY:
         parts.append(b"\r\n")
-    elif reply.rest is None:
-        parts += (b"Content-Length: %d\r\n\r\n" % len(reply.body), reply.body)
-    elif reply.rest.length is not None:
-        parts += (b"Content-Length: %d\r\n\r\n" % reply.rest.length, reply.body)
+    elif length is not None:
+        parts += (b"Content-Length: %d\r\n\r\n" % length, reply.body)
     elif chunks:
         parts += (b"Transfer-Encoding: chunked\r\n\r\n", chunk(reply.body))
     else:

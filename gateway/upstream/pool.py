@@ -323,13 +323,15 @@ class Pool:
             raise
 
     def _kept(self) -> _Connection | None:
-        oldest = self._clock() - self._config.keepalive_seconds
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since > oldest:
+            if self._may_serve(connection):
                 return connection
             connection.abort()
         return None
+
+    def _may_serve(self, connection: _Connection) -> bool:
+        return connection.usable and self._clock() - connection.idle_since < self._config.keepalive_seconds
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -362,8 +364,7 @@ class Pool:
     def _tidy(self) -> None:
         """Let go of what nobody has needed for a while: the one that was used last is taken first, so a burst leaves
         many behind it."""
-        oldest = self._clock() - self._config.keepalive_seconds
-        while self._idle and not (self._idle[0].usable and self._idle[0].idle_since > oldest):
+        while self._idle and not self._may_serve(self._idle[0]):
             self._idle.popleft().abort()
         self._tidies = None
         if self._idle:
