@@ -177,21 +177,22 @@ class Notes:
         judged = decision.verdict
         used = decision.used
         cap = judged.cap if judged is not None else None
+        # By place, in the order of its fields: by name it would take half as long again.
         document = Decided(
-            at_ms=round(decision.now * 1000),
-            account_id=decision.account_id or "",
-            surface=decision.surface or "",
-            operation=decision.operation,
-            verdict=verdict,
-            reason=reason,
-            rule=judged.rule if judged is not None else "",
-            policy_version=judged.policy_version if judged is not None else "",
-            used=used,
-            cap=cap,
-            products=decision.asked,
-            refused=refused,
-            status=status,
-            gateway=self._gateway,
+            round(decision.now * 1000),
+            decision.account_id or "",
+            decision.surface or "",
+            decision.operation,
+            verdict,
+            reason,
+            judged.rule if judged is not None else "",
+            judged.policy_version if judged is not None else "",
+            used,
+            cap,
+            decision.asked,
+            refused,
+            status,
+            self._gateway,
         )
         session_id = decision.session_id or ""
         if tells:

@@ -19,8 +19,9 @@ from msgspec import Struct
 from gateway.ledger.steps import Snapshot
 from gateway.policy.model import SessionState
 
-FRESH_SECONDS = 1.0
-MAX_SESSIONS = 10_000
+FRESH_SECONDS = 5.0
+"""As long as the directory's word on a session is believed by default: an end is noticed no later than there."""
+MAX_SESSIONS = 16_384
 
 
 class _Full(Struct, frozen=True, gc=False):

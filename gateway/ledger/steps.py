@@ -22,7 +22,7 @@ from gateway.ledger.scripts import Script
 from gateway.policy.model import SessionState
 
 BUCKETS = 1024
-MAX_REMEMBERED = 8192
+MAX_REMEMBERED = 16_384
 MAX_REMEMBERED_ITEMS = 32
 """Sessions as they were read, and how many fields and values one may have: a full session is read over and over, and
 has few; one without a cap may have hundreds of products, and the sweep reads it as seldom as any other."""

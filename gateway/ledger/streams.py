@@ -23,7 +23,7 @@ _NOTE, _EXPORT = Script("note", shared=False), Script("export", shared=False)
 NoteKind = Literal["decision", "refused", "dropped"]
 
 
-class Note(Struct, frozen=True):
+class Note(Struct, frozen=True, gc=False):
     """One entry besides those of the steps. `session_id` is empty on surfaces without one. `document`: see `lines`.
     `refused` tells clients what no step does, and so has `products`, `used` and `cap`."""
 
@@ -84,10 +84,12 @@ class Streams:
 
     def _write(self, notes: Mapping[int, Sequence[Note]], buckets: Sequence[int]) -> asyncio.Future[Any]:
         arguments: list[Any] = [*self._head]
-        for number, bucket in enumerate(buckets, 1):
+        for bucket in buckets:
+            arguments.append("key")
             for note in notes[bucket]:
-                arguments += (number, note.kind, note.session_id, note.operation, note.document)
-                arguments += (note.products, note.used, note.cap)
+                arguments += (note.kind, note.session_id, note.operation, note.document)
+                if note.kind == "refused":
+                    arguments += (note.products, str(note.used), str(note.cap))
         return self._connection.call(_NOTE, [self._key(bucket) for bucket in buckets], arguments)
 
     async def read(

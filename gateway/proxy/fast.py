@@ -45,7 +45,7 @@ _UNUSUAL = frozenset(
 )
 _WITHOUT_BODY = frozenset((204, 304))
 _SURFACES: dict[str, Surface] = {surface.value: surface for surface in Surface}
-MAX_REMEMBERED = 8192
+MAX_REMEMBERED = 16_384
 MAX_REMEMBERED_BYTES = 1024
 """Of an address, or of a block of header fields."""
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}

@@ -26,6 +26,9 @@ from gateway.refusals.language import DEFAULT_LANGUAGE, Language
 PolicyReason = Literal["foreign_cap_reached", "foreign_not_allowed", "replace_after_start"]
 HeaderList = tuple[tuple[str, str], ...]
 
+MAX_REMEMBERED = 16_384
+"""Refusals of as many full sessions, some 1.5 KB each. Fewer than are refused in turn would remember none."""
+
 _MAX_TECHNICAL_CHARS = 500
 _encode = msgspec.json.Encoder().encode
 
@@ -209,7 +212,7 @@ _BLANK_TEXT = _encode(_BLANK)
 _BLANK_PRODUCTS = [ProductVerdict(_BLANK, "refused")]
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(MAX_REMEMBERED)
 def _frame(case: _Case, in_session: bool) -> tuple[bytes, bytes, bytes, bytes]:
     """A refusal around its session, decision and products."""
     document = _encode(_refusal(case, _BLANK if in_session else None, _BLANK, _BLANK_PRODUCTS))
