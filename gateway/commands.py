@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-import aiohttp
 from rich.console import Console
 
 from gateway import explain as explaining
@@ -27,11 +26,11 @@ from gateway.ledger.lines import rfc3339
 from gateway.ledger.steps import Ledger
 from gateway.policy.evaluate import evaluate
 from gateway.policy.model import Account, Policy, Session, Surface
-from gateway.proxy.forward import client_session
 from gateway.refusals import Language, SlotView
 from gateway.serve import run as serve_until_stopped
 from gateway.telemetry import configure_logging
-from gateway.upstream.listing import list_products
+from gateway.upstream.listing import list_products, lists
+from gateway.upstream.lookups import Lookups
 from gateway.workers import supervise
 
 YEARS = range(1970, 2970)
@@ -168,30 +167,31 @@ def _moment(text: str | None) -> float:
 
 async def _explain(config: Config, policy: Policy, arguments: argparse.Namespace, now: float) -> explaining.Explanation:
     surface, language = Surface(arguments.surface), _language(arguments.language)
-    async with client_session(config.upstream) as http:
-        directory = Directory(http, config.directory, config.upstream.url, time.monotonic)
-        try:
-            account = await directory.account(arguments.account)
-            product = await directory.product(arguments.product)
-            session = await directory.session(arguments.session) if arguments.session else None
-            if session is not None:
-                check_owner(session, account.account_id)
-            counted = session if surface is Surface.live_room else None
-            snapshot = await _snapshot(http, config, account, counted) if counted is not None else None
-        except GatewayError as error:
-            if error.status >= 500:
-                raise
-            return explaining.explain_error(
-                error,
-                account_id=arguments.account,
-                product_id=arguments.product,
-                surface=surface,
-                session_id=arguments.session,
-                language=language,
-                now=now,
-            )
-        finally:
-            await directory.close()
+    lookups = lists(config.upstream, time.monotonic)
+    directory = Directory(config.directory, config.upstream, time.monotonic)
+    try:
+        account = await directory.account(arguments.account)
+        product = await directory.product(arguments.product)
+        session = await directory.session(arguments.session) if arguments.session else None
+        if session is not None:
+            check_owner(session, account.account_id)
+        counted = session if surface is Surface.live_room else None
+        snapshot = await _snapshot(lookups, config, account, counted) if counted is not None else None
+    except GatewayError as error:
+        if error.status >= 500:
+            raise
+        return explaining.explain_error(
+            error,
+            account_id=arguments.account,
+            product_id=arguments.product,
+            surface=surface,
+            session_id=arguments.session,
+            language=language,
+            now=now,
+        )
+    finally:
+        await directory.close()
+        lookups.close()
     return explaining.explain(
         account=account,
         product=product,
@@ -203,9 +203,7 @@ async def _explain(config: Config, policy: Policy, arguments: argparse.Namespace
     )
 
 
-async def _snapshot(
-    http: aiohttp.ClientSession, config: Config, account: Account, session: Session
-) -> explaining.Snapshot:
+async def _snapshot(lookups: Lookups, config: Config, account: Account, session: Session) -> explaining.Snapshot:
     """What the session has used; of one that the ledger does not know, what it will be opened with. Raises
     `LedgerUnavailable`, or what the upstream's list fails with."""
     if not account.recorded:
@@ -222,7 +220,7 @@ async def _snapshot(
     finally:
         await connection.close()
     if found is None:
-        listed = await list_products(http, config, session.session_id)
+        listed = await list_products(lookups, config, session.session_id)
         now = rfc3339(int(time.time() * 1000))
         slots = tuple(SlotView(product.product_id, now, True) for product in listed if not account.owns(product))
         return explaining.Snapshot(session.session_id, session.state, len(slots), slots)

@@ -23,19 +23,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from operator import attrgetter
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
-import aiohttp
 import msgspec
 import structlog
 
 from gateway import config, fetch
-from gateway.errors import AccountUnknown, ClientError, DirectoryUnavailable, ProductUnknown, SessionUnknown
+from gateway.errors import (
+    AccountUnknown,
+    ClientError,
+    DirectoryUnavailable,
+    Overloaded,
+    ProductUnknown,
+    SessionUnknown,
+)
 from gateway.policy.model import Account, Product, Session
 from gateway.tasks import Tasks
 from gateway.telemetry import Seldom
+from gateway.upstream.lookups import Lookups
 
 log = structlog.get_logger(__name__)
 
@@ -43,8 +50,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 LIMIT_BYTES = 64 * 1024
 MAX_CONCURRENT = 32
-"""Look-ups of one kind on their way at once. Three kinds make 96, below aiohttp's default of 100 connections,
-so that a slow answer for one kind leaves connections for the others."""
+"""Look-ups of one kind on their way at once, each on a connection; those of another kind have their own."""
 MAX_QUEUED = 1024
 """Look-ups of one kind that wait for their turn; one more is refused at once."""
 MAX_UNKNOWN = 10_000
@@ -81,7 +87,7 @@ class Records(Generic[R]):
         kind: str,
         record: type[R],
         unknown: type[ClientError],
-        http: aiohttp.ClientSession,
+        lookups: Lookups,
         template: fetch.Template,
         settings: config.Directory,
         clock: Callable[[], float],
@@ -91,7 +97,7 @@ class Records(Generic[R]):
         self._decoder = msgspec.json.Decoder(record)
         self._id_of: Callable[[R], str] = attrgetter(f"{kind}_id")
         self._unknown_error = unknown
-        self._http = http
+        self._lookups = lookups
         self._template = template
         self._settings = settings
         self._clock = clock
@@ -118,15 +124,13 @@ class Records(Generic[R]):
         return entry[1]
 
     async def get(self, identifier: str) -> R:
-        outcome: Outcome[R] | None = self._at_hand(identifier)
-        if outcome is None:
-            self.misses += 1
-            outcome = await self._wait(self._join(identifier))
-        return self._served(identifier, self._or_stale(identifier, outcome))
+        (record,) = await self.want((identifier,))()
+        return record
 
-    async def get_all(self, identifiers: Sequence[str]) -> list[R]:
-        """The records in the order asked. All look-ups are under way before the first is waited for. Ids that
-        are unknown are named in one error, which comes before a failure: asking again would not help."""
+    def want(self, identifiers: Sequence[str]) -> Callable[[], Coroutine[Any, Any, list[R]]]:
+        """Ask for all of these that are not at hand, now; what is returned waits for them. It gives the records in the
+        order asked. Ids that are unknown are named in one error, which comes before a failure: asking again would not
+        help."""
         outcomes: dict[str, Outcome[R]] = {}
         flights: dict[str, _Flight[R] | fetch.Failure] = {}
         for identifier in identifiers:
@@ -138,12 +142,16 @@ class Records(Generic[R]):
                 flights[identifier] = self._join(identifier)
             else:
                 outcomes[identifier] = outcome
-        for identifier, flight in flights.items():
-            outcomes[identifier] = self._or_stale(identifier, await self._wait(flight))
-        unknown = [identifier for identifier in outcomes if outcomes[identifier] is _UNKNOWN]
-        if unknown:
-            raise self._unknown_error(self._unknown_detail(unknown))
-        return [self._served(identifier, outcomes[identifier]) for identifier in identifiers]
+
+        async def records() -> list[R]:
+            for identifier, flight in flights.items():
+                outcomes[identifier] = self._or_stale(identifier, await self._wait(flight))
+            unknown = [identifier for identifier in outcomes if outcomes[identifier] is _UNKNOWN]
+            if unknown:
+                raise self._unknown_error(self._unknown_detail(unknown))
+            return [self._served(identifier, outcomes[identifier]) for identifier in identifiers]
+
+        return records
 
     async def fresh(self, identifier: str) -> R:
         """The record as the directory has it after this call began: neither remembered nor asked for
@@ -213,13 +221,16 @@ class Records(Generic[R]):
         return flight
 
     async def _wait(self, flight: _Flight[R] | fetch.Failure) -> Outcome[R]:
-        """How a look-up ends. asyncio.wait leaves the look-up alone when its caller is cancelled."""
+        """How a look-up ends. It goes on where who waits for it is cancelled."""
         if isinstance(flight, fetch.Failure):
             return flight
-        await asyncio.wait((flight.task,))
-        if flight.task.cancelled():
+        try:
+            return await asyncio.shield(flight.task)
+        except asyncio.CancelledError:
+            waiter = asyncio.current_task()
+            if not flight.task.cancelled() or (waiter is not None and waiter.cancelling()):
+                raise
             return fetch.Failure("the gateway is stopping")
-        return flight.task.result()
 
     async def _fly(self, identifier: str, flight: _Flight[R]) -> Outcome[R]:
         try:
@@ -235,17 +246,17 @@ class Records(Generic[R]):
                 del self._flights[identifier]
 
     async def _ask(self, identifier: str, flight: _Flight[R]) -> Outcome[R]:
-        url = self._template.url(identifier)
-        if url is None:
+        path = self._template.path(identifier)
+        if path is None:
             return _UNKNOWN
         try:
             async with asyncio.timeout(self._settings.timeout_seconds), self._slots:
                 flight.asked = self._clock()
-                answer = await fetch.get(
-                    self._http, url, limit_bytes=LIMIT_BYTES, timeout_seconds=self._settings.timeout_seconds
-                )
+                answer = await self._lookups.get(path)
         except TimeoutError:
             return fetch.Failure("no answer came in time", timed_out=True)
+        except Overloaded as error:
+            return fetch.Failure("too many look-ups are waiting", error.detail)
         if isinstance(answer, fetch.Failure):
             return answer
         if answer.status == 404:
@@ -296,22 +307,27 @@ class Directory:
     """Look-ups of all three kinds. `peek_…` answer at once or not at all; the others may ask, and raise
     `AccountUnknown`, `ProductUnknown`, `SessionUnknown` or `DirectoryUnavailable`.
 
-    `clock` is monotonic, in seconds. `settings.max_entries` bounds each kind by itself.
+    `upstream`: the address where `settings` names none, and how its servers are spoken to. `clock` is monotonic, in
+    seconds. `settings.max_entries` bounds each kind by itself.
     """
 
-    def __init__(
-        self,
-        http: aiohttp.ClientSession,
-        settings: config.Directory,
-        upstream_url: str,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, settings: config.Directory, upstream: config.Upstream, clock: Callable[[], float]) -> None:
         self._tasks = Tasks("directory")
-        base = settings.url or upstream_url
+        self._lookups: list[Lookups] = []
 
         def records(kind: str, record: type[R], path: str, unknown: type[ClientError]) -> Records[R]:
-            template = fetch.Template(base, path, f"{{{kind}_id}}")
-            return Records(kind, record, unknown, http, template, settings, clock, self._tasks)
+            lookups = Lookups(
+                upstream,
+                settings.url or upstream.url,
+                limit_bytes=LIMIT_BYTES,
+                timeout_seconds=settings.timeout_seconds,
+                max_connections=MAX_CONCURRENT,
+                clock=clock,
+                named=f"The directory at {'directory.url' if settings.url else 'upstream.url'}",
+            )
+            self._lookups.append(lookups)
+            template = fetch.Template(path, f"{{{kind}_id}}")
+            return Records(kind, record, unknown, lookups, template, settings, clock, self._tasks)
 
         self.account_records = records("account", Account, settings.account_path, AccountUnknown)
         self.product_records = records("product", Product, settings.product_path, ProductUnknown)
@@ -329,7 +345,7 @@ class Directory:
 
     async def products(self, product_ids: Sequence[str]) -> list[Product]:
         """The products in the order asked, all looked up at once. Unknown ones are named in one error."""
-        return await self.product_records.get_all(product_ids)
+        return await self.product_records.want(product_ids)()
 
     async def session(self, session_id: str) -> Session:
         return await self.session_records.get(session_id)
@@ -348,3 +364,5 @@ class Directory:
     async def close(self) -> None:
         """End the look-ups on their way; who waits for one is told that the gateway is stopping."""
         await self._tasks.cancel()
+        for lookups in self._lookups:
+            lookups.close()

@@ -3,19 +3,19 @@
 What the directory, the upstream's list and the signing keys have in common: a GET whose answer is worthless
 in part. A failure is data, not an exception, so that a caller decides what it means: serve what is known,
 refuse, or try again. Redirects are answers, never followed: who could redirect could otherwise choose what is
-believed.
+believed. The directory, which is asked all the time, has connections of its own (`upstream.lookups`).
 
 Knows nothing about what a document means.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
-from multidict import CIMultiDictProxy
 from yarl import URL
 
 T = TypeVar("T")
@@ -24,9 +24,11 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class Answer(NamedTuple):
+    """`links`: the values of its Link fields."""
+
     status: int
-    headers: CIMultiDictProxy[str]
     body: bytes
+    links: Sequence[str] = ()
 
 
 class Failure(NamedTuple):
@@ -55,7 +57,7 @@ async def get(
             body = await _read(response, limit_bytes)
             if body is None:
                 return Failure(f"the answer is longer than {limit_bytes} bytes")
-            return Answer(response.status, response.headers, body)
+            return Answer(response.status, body, response.headers.getall("Link", ()))
     except TimeoutError:
         return Failure(f"no whole answer came within {timeout_seconds:g} s", timed_out=True)
     except (aiohttp.ClientError, OSError) as error:
@@ -82,16 +84,16 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T | Failure:
 
 
 class Template:
-    """An address with one place for an id, such as `http://host/accounts/{account_id}`."""
+    """A path with one place for an id, such as `/accounts/{account_id}`."""
 
-    def __init__(self, base_url: str, path: str, placeholder: str) -> None:
-        self._template = base_url.rstrip("/") + path
+    def __init__(self, path: str, placeholder: str) -> None:
+        self._path = path
         self._placeholder = placeholder
 
-    def url(self, identifier: str) -> URL | None:
-        """The address for this id, percent-encoded, or None where no address can name it: as a path segment
+    def path(self, identifier: str) -> str | None:
+        """The path for this id, percent-encoded, or None where no address can name it: as a path segment
         `.` and `..` mean another resource, however they are encoded (RFC 3986, 6.2.2), and an empty one means
         none."""
         if identifier in ("", ".", ".."):
             return None
-        return URL(self._template.replace(self._placeholder, quote(identifier, safe="")), encoded=True)
+        return self._path.replace(self._placeholder, quote(identifier, safe=""))

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import aiohttp
 import msgspec
 import structlog
 from aiohttp import web
@@ -57,16 +56,12 @@ from gateway.reconciler.takeover import Takeovers
 from gateway.site import Site
 from gateway.tasks import Tasks
 from gateway.telemetry import Telemetry
-from gateway.upstream.listing import list_products
+from gateway.upstream.listing import list_products, lists
 from gateway.upstream.pool import Pool
 
 SETTLE_LIMIT_SECONDS = 5.0
 COLLECT_AFTER_OBJECTS = 5_000
 CANCELLED_LIMIT_SECONDS = 1.0
-LOOKUPS_AT_ONCE = 100
-"""Enough for all that the directory asks at once, and for the signing keys."""
-LISTS_AT_ONCE = 64
-"""On connections of their own: where the upstream's lists hang, the directory's answers do not wait behind them."""
 
 log = structlog.get_logger(__name__)
 
@@ -74,14 +69,13 @@ log = structlog.get_logger(__name__)
 class Gateway:
     """A running gateway. `port` and `admin_port` are the ports that it got."""
 
-    def __init__(self, config: Config, policy: Policy, connection: Connection, http: aiohttp.ClientSession) -> None:
+    def __init__(self, config: Config, policy: Policy, connection: Connection) -> None:
         self.config = config
         self.telemetry = Telemetry()
-        self._http = http
         self._login = client_session(msgspec.structs.replace(config.upstream, tls=ClientTls()))
         self._connection = connection
         self.ledger = Ledger(connection, config.ledger, config.upstream.late_apply_seconds)
-        self._directory = Directory(http, config.directory, config.upstream.url, time.monotonic)
+        self._directory = Directory(config.directory, config.upstream, time.monotonic)
         self._pool = Pool(config.upstream, time.monotonic, map(route_name, config.routes))
         self._journal = Journal(self.ledger)
         self._recall = Recall(config.journal, config.ledger.retention_seconds) if config.journal.files else None
@@ -116,7 +110,7 @@ class Gateway:
             send_within_seconds=hold_seconds - config.upstream.response_timeout_seconds,
             is_id=id_check(config.limits.id_pattern),
         )
-        self._lists = client_session(config.upstream, max_connections=LISTS_AT_ONCE)
+        self._lists = lists(config.upstream, time.monotonic)
         self._streams = client_session(config.upstream, max_connections=config.listen.max_connections)
         live = LiveView(self._gate, self._journal, config.limits.id_pattern)
         self._dispatcher = Dispatcher(self._rules(config), self._gate, self._streams, live, self._limiter)
@@ -142,7 +136,6 @@ class Gateway:
             config,
             policy,
             connect(url, config.ledger.timeout_seconds, time.monotonic, replicas=config.ledger.replicas),
-            client_session(config.upstream, max_connections=LOOKUPS_AT_ONCE),
         )
         gateway._embedded = redis
         try:
@@ -291,10 +284,9 @@ class Gateway:
         await self._identity.close()
         self._pool.close()
         await self._connection.close()
-        await self._http.close()
         await self._login.close()
         await self._streams.close()
-        await self._lists.close()
+        self._lists.close()
         if self._embedded is not None:
             await self._embedded.close()
 

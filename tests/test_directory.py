@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
@@ -97,22 +96,20 @@ def clock() -> Clock:
 @pytest.fixture
 async def make(service: Service, clock: Clock) -> AsyncIterator[Callable[..., Directory]]:
     made: list[Directory] = []
-    async with aiohttp.ClientSession() as http:
 
-        def make(url: str = "", **settings: object) -> Directory:
-            made.append(
-                Directory(
-                    http,
-                    config.Directory(**{"timeout_seconds": 5.0, **settings}),  # type: ignore[arg-type]
-                    url or service.url,
-                    clock,
-                )
+    def make(url: str = "", **settings: object) -> Directory:
+        made.append(
+            Directory(
+                config.Directory(**{"timeout_seconds": 5.0, **settings}),  # type: ignore[arg-type]
+                config.Upstream(url=url or service.url),
+                clock,
             )
-            return made[-1]
+        )
+        return made[-1]
 
-        yield make
-        for directory in made:
-            await directory.close()
+    yield make
+    for directory in made:
+        await directory.close()
 
 
 @pytest.fixture

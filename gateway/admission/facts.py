@@ -5,7 +5,6 @@ From the directory's memory where it is fresh (`at_hand`), without an await; els
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -80,22 +79,9 @@ def check_owner(session: Session, account_id: str) -> None:
 async def _ask(
     directory: Directory, account_id: str, session_id: str | None, product_ids: Sequence[str]
 ) -> tuple[Account, Session | None, list[Product]]:
-    async def session() -> Session | None:
-        return await directory.session(session_id) if session_id is not None else None
-
-    found_session, found_account, found_products = await asyncio.gather(
-        session(),
-        directory.account(account_id),
-        directory.products(product_ids),
-        return_exceptions=True,
-    )
-    for found in (found_session, found_account):
-        if isinstance(found, BaseException):
-            raise found
-    assert isinstance(found_account, Account)
-    assert not isinstance(found_session, BaseException)
-    if isinstance(found_products, BaseException):
-        if found_account.recorded:
-            raise found_products
-        found_products = []
-    return found_account, found_session, found_products
+    sessions = directory.session_records.want((session_id,) if session_id is not None else ())
+    accounts = directory.account_records.want((account_id,))
+    products = directory.product_records.want(product_ids)
+    session = next(iter(await sessions()), None)
+    (account,) = await accounts()
+    return account, session, await products() if account.recorded else []

@@ -9,20 +9,24 @@ Knows nothing about the ledger, and keeps nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 import msgspec
 import structlog
 
 from gateway import fetch
-from gateway.config import Config
+from gateway.config import Config, Upstream
 from gateway.errors import SessionUnknown, UpstreamTimeout, UpstreamUnreachable
 from gateway.policy.model import Product
+from gateway.tasks import within
+from gateway.upstream.lookups import Lookups
 
 log = structlog.get_logger(__name__)
 
 LIMIT_BYTES = 8 * 1024 * 1024
+LISTS_AT_ONCE = 64
+"""On connections of their own: where the upstream's lists hang, the directory's answers do not wait behind them."""
 
 
 class _List(msgspec.Struct):
@@ -43,23 +47,33 @@ class _List(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_List)
 
 
-async def list_products(http: aiohttp.ClientSession, config: Config, session_id: str) -> tuple[Product, ...]:
-    """Every product of the session, asked now.
+def lists(upstream: Upstream, clock: Callable[[], float]) -> Lookups:
+    """Where lists come from: connections of their own. `clock`: monotonic seconds."""
+    return Lookups(
+        upstream,
+        upstream.url,
+        limit_bytes=LIMIT_BYTES,
+        timeout_seconds=upstream.response_timeout_seconds,
+        max_connections=LISTS_AT_ONCE,
+        clock=clock,
+    )
+
+
+async def list_products(lookups: Lookups, config: Config, session_id: str) -> tuple[Product, ...]:
+    """Every product of the session, asked now. `lookups`: see `lists`.
 
     Raises `SessionUnknown` where the upstream knows no such session, `Overloaded` where too many lists are asked for
     already, `UpstreamTimeout` where no whole answer came in time, and `UpstreamUnreachable` for everything else that is
     not a whole list."""
-    template = fetch.Template(config.upstream.url, config.directory.list_path, "{session_id}")
-    url = template.url(session_id)
-    if url is None:
+    path = fetch.Template(config.directory.list_path, "{session_id}").path(session_id)
+    if path is None:
         raise SessionUnknown(f"No session can have the id {session_id!r}.")
-    answer = await fetch.get(
-        http,
-        url,
-        limit_bytes=LIMIT_BYTES,
-        timeout_seconds=config.upstream.response_timeout_seconds,
-        connect_timeout_seconds=config.upstream.connect_timeout_seconds,
-    )
+    limit_seconds = config.upstream.response_timeout_seconds
+    try:
+        async with within(limit_seconds):
+            answer = await lookups.get(path)
+    except TimeoutError:
+        answer = fetch.Failure(f"no whole answer came within {limit_seconds:g} s", timed_out=True)
     if isinstance(answer, fetch.Failure):
         log.warning("list_failed", session_id=session_id, why=answer.why, cause=answer.cause)
         error = UpstreamTimeout if answer.timed_out else UpstreamUnreachable
@@ -102,7 +116,7 @@ def _more(listed: _List) -> str:
 
 def _next_link(answer: fetch.Answer) -> str:
     """RFC 8288: pages may be announced in a Link header."""
-    for link in answer.headers.getall("Link", ()):
+    for link in answer.links:
         for parameter in link.replace(",", ";").split(";"):
             name, _, value = parameter.partition("=")
             if name.strip().lower() == "rel" and "next" in value.strip().strip('"').lower().split():

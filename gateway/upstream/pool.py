@@ -35,11 +35,21 @@ TAKER_SECONDS = 60.0
 """For so long who takes a longer one may take nothing: it waits for a client, whose patience has a limit of its own."""
 
 _MEANT_TO_HAVE_A_BODY = frozenset(("POST", "PUT", "PATCH"))
-_CLOSED_BEFORE = "The upstream closed the connection before the request was sent."
 
 
 class NotSent(UpstreamUnreachable):
     """No connection: nothing was sent."""
+
+
+class Stale(NotSent):
+    """The connection, which was kept, had ended: nothing was sent."""
+
+    def __init__(self) -> None:
+        super().__init__("The upstream closed the connection before the request was sent.")
+
+
+class Unanswered(UpstreamUnreachable):
+    """The connection ended before anything of the answer had come: the request may have been applied."""
 
 
 class UpstreamAnswer(Struct, gc=False):
@@ -92,7 +102,7 @@ class _Connection(asyncio.Protocol):
         """Raises `NotSent` where the connection has ended already."""
         self._streams = streams
         if not self.usable:
-            raise NotSent(_CLOSED_BEFORE)
+            raise Stale
         self.reusable = self._answering = False
         waiter = self._waiter = self._loop.create_future()
         # One write after the other, behind the work of this turn: whoever reads on another core is then woken once.
@@ -216,7 +226,7 @@ class _Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         rest, self._rest = self._rest, None
         if self._request:
-            error = NotSent(_CLOSED_BEFORE)
+            error = Stale()
         self.abort()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
@@ -232,18 +242,28 @@ class _Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._fail(UpstreamUnreachable("The upstream closed the connection before it had answered."))
+        kind = UpstreamUnreachable if self._answering else Unanswered
+        self._fail(kind("The upstream closed the connection before it had answered."))
 
 
 class Pool:
     """At most `max_connections` to one upstream; at most `max_queue` requests of each route wait for one, and no longer
     than the connect time-out. `clock`: monotonic seconds. `routes`: their names, which have places to themselves.
+    `named`: the other end, as errors call it.
 
     A request holds one of `max_connections` places (`places`) from `_acquire` to `_release`. Who has a place finds a
     kept connection, or may make one: there are never more connections than places.
     """
 
-    def __init__(self, config: Upstream, clock: Callable[[], float], routes: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Upstream,
+        clock: Callable[[], float],
+        routes: Iterable[str] = (),
+        *,
+        named: str = "The upstream at upstream.url",
+    ) -> None:
+        self._named = named
         parts = urlsplit(config.url)
         self._host = parts.hostname or ""
         self._tls = tls.client(config.tls) if parts.scheme == "https" else None
@@ -342,10 +362,10 @@ class Pool:
                 )
         except TimeoutError:
             limit = self._config.connect_timeout_seconds
-            raise NotSent(f"No connection to the upstream within {limit} s; see upstream.url.") from None
+            raise NotSent(f"{self._named} took no connection within {limit} s.") from None
         except (OSError, UnicodeError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-            raise NotSent(f"The upstream at upstream.url can't be reached: {reason}.") from None
+            raise NotSent(f"{self._named} can't be reached: {reason}.") from None
         return connection
 
     def _release(self, connection: _Connection, share: Share) -> None:

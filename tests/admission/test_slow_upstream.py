@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.config import Ledger, Upstream
-from gateway.serve import LISTS_AT_ONCE
+from gateway.upstream.listing import LISTS_AT_ONCE
 from tests.admission.world import LATE_SECONDS, Said, World, until
 
 PLACES, ROUTES, QUEUE = 18, 9, 4
