@@ -222,6 +222,13 @@ class TestFiles:
         with pytest.raises(ConfigurationError, match=r"nowhere\.toml: can't be read \(No such file"):
             load(tmp_path / "nowhere.toml", {})
 
+    def test_a_byte_order_mark_is_none_of_it(self, tmp_path: Path) -> None:
+        file = tmp_path / "gateway.toml"
+        file.write_bytes(b"\xef\xbb\xbf" + UPSTREAM)
+        marked = load(file, {})
+        file.write_bytes(UPSTREAM)
+        assert marked == load(file, {})
+
     @pytest.mark.parametrize(
         ("data", "fragment"),
         [

@@ -10,6 +10,7 @@ Knows nothing of what any key means: gateway.toml and policy.toml are both read 
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import re
@@ -114,7 +115,8 @@ def parse(data: bytes, findings: Findings) -> dict[str, Any] | None:
         findings.add("", f"the file has {len(data)} bytes; at most {MAX_FILE_BYTES} are read")
         return None
     try:
-        return tomllib.loads(data.decode())
+        # Some editors begin each file with a byte order mark, which TOML does not know.
+        return tomllib.loads(data.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         findings.add("", f"not UTF-8 (at line {line}): save the file as UTF-8")

@@ -69,8 +69,9 @@ class LiveView:
         """`segments` are those behind the prefix. Returns a response that was, or can be, sent."""
         if len(segments) not in (2, 3) or segments[0] != "sessions" or segments[2:] not in ([], ["events"]):
             raise RouteUnknown("The gateway's own routes are sessions/{id} and sessions/{id}/events.")
-        if request.method != "GET":
-            raise MethodNotAllowed("A session's view can only be read: GET.")
+        methods = ("GET", "HEAD") if len(segments) == 2 else ("GET",)
+        if request.method not in methods:
+            raise MethodNotAllowed("A session's view can only be read: GET.", ", ".join(methods))
         account_id = await caller(self._gate.identity, incoming)
         session_id = decision.session_id = segments[1]
         if not self._is_id(session_id):

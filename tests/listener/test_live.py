@@ -371,7 +371,19 @@ async def test_the_same_path_spelt_otherwise(world: World, spelling: str) -> Non
         assert (answer.status, (await answer.json())["session_id"]) == (200, "s1")
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_a_view_is_only_read(world: World, method: str) -> None:
     said = await world.ask(method, "/_gateway/sessions/s1")
+    assert (said.status, said.headers["Allow"]) == (405, "GET, HEAD")
+    said = await world.ask(method, "/_gateway/sessions/s1/events")
     assert (said.status, said.headers["Allow"]) == (405, "GET")
+
+
+async def test_the_head_of_a_view_is_that_of_the_view(world: World) -> None:
+    """RFC 9110 section 9.3.2."""
+    url, headers = world.gateways[0].url + "/_gateway/sessions/s1", {"X-Account-Id": ACCOUNT}
+    async with world.http.get(url, headers=headers) as got, world.http.head(url, headers=headers) as head:
+        body = await got.read()
+        assert (head.status, await head.read()) == (200, b"")
+        assert head.headers["Content-Length"] == str(len(body))
+        assert head.headers["Content-Type"] == got.headers["Content-Type"]
