@@ -98,7 +98,7 @@ class Gateway:
             identity=self._identity,
             directory=self._directory,
             ledger=self.ledger,
-            full=FullSessions(time.monotonic),
+            full=FullSessions(time.monotonic, config.directory.ttl_seconds),
             opening=opening,
             reconciler=self._reconciler,
             takeovers=self._takeovers,

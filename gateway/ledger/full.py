@@ -6,7 +6,7 @@ or later, whatever any gateway does: each reserve at this cap, or at a lower one
 question, so one that rises with a policy, a roll-out or a shop's type is compared anew. Everything else asks Redis: a
 session in preparation, a slot that lives by its holders alone, a product that has a slot.
 
-What it can miss, and no longer than `FRESH_SECONDS`: that the session has ended (then the refusal names the count and
+What it can miss, and no longer than `fresh_seconds`: that the session has ended (then the refusal names the count and
 not the end), and a slot that a list or a late answer brought in meanwhile, whose product is refused as it was before.
 """
 
@@ -19,8 +19,7 @@ from msgspec import Struct
 from gateway.ledger.steps import Snapshot
 from gateway.policy.model import SessionState
 
-FRESH_SECONDS = 5.0
-"""As long as the directory's word on a session is believed by default: an end is noticed no later than there."""
+MAX_FRESH_SECONDS = 60.0
 MAX_SESSIONS = 16_384
 
 
@@ -32,10 +31,12 @@ class _Full(Struct, frozen=True, gc=False):
 
 
 class FullSessions:
-    """`clock`: monotonic seconds."""
+    """`clock`: monotonic seconds. `fresh_seconds`: how long the directory's word on a session is believed, so that an
+    end is noticed here no later than there; at most `MAX_FRESH_SECONDS`, and with 0 nothing is remembered."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], fresh_seconds: float) -> None:
         self._clock = clock
+        self._fresh_seconds = min(fresh_seconds, MAX_FRESH_SECONDS)
         self._known: dict[str, _Full] = {}
 
     def __len__(self) -> int:
@@ -43,14 +44,14 @@ class FullSessions:
 
     def learn(self, session_id: str, snapshot: Snapshot) -> None:
         """A reserve was refused just now, and this is what the ledger had."""
-        if snapshot.state is not SessionState.live:
+        if snapshot.state is not SessionState.live or self._fresh_seconds == 0:
             return
         taken = sum(slot.for_good for slot in snapshot.slots)
         products = frozenset([slot.product_id for slot in snapshot.slots])
         self._known.pop(session_id, None)
         if len(self._known) >= MAX_SESSIONS:
             del self._known[next(iter(self._known))]
-        self._known[session_id] = _Full(snapshot, taken, products, self._clock() + FRESH_SECONDS)
+        self._known[session_id] = _Full(snapshot, taken, products, self._clock() + self._fresh_seconds)
 
     def refuses(self, session_id: str, cap: int, products: Iterable[str]) -> Snapshot | None:
         """What a reserve of these products would be refused with; None where only Redis knows."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ledger.full import FRESH_SECONDS, MAX_SESSIONS, FullSessions
+from gateway.ledger.full import MAX_FRESH_SECONDS, MAX_SESSIONS, FullSessions
 from gateway.ledger.steps import decode_snapshot
 from tests.ledger.stage import LIVE, PREPARING, Stage
 
+FRESH_SECONDS = 5.0
 LIVE_AND_FULL = {"s": "l", "u": "3", "v": "9", "pa": "1|1|a|0", "pb": "2|2|r|0", "pc": "3|3|x|0"}
 
 
@@ -25,7 +26,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def full(clock: Clock) -> FullSessions:
-    return FullSessions(clock)
+    return FullSessions(clock, FRESH_SECONDS)
 
 
 def learn(full: FullSessions, session_id: str = "room", **fields: str) -> None:
@@ -72,6 +73,16 @@ def test_nothing_is_remembered_for_long(full: FullSessions, clock: Clock) -> Non
     clock.now += 0.001
     assert full.refuses("room", 3, ["d"]) is None
     assert len(full) == 0
+
+
+def test_nor_longer_than_a_minute_and_not_at_all_where_nothing_is_believed(clock: Clock) -> None:
+    full = FullSessions(clock, 86_400.0)
+    learn(full)
+    clock.now = MAX_FRESH_SECONDS + 0.001
+    assert full.refuses("room", 3, ["d"]) is None
+    full = FullSessions(clock, 0.0)
+    learn(full)
+    assert full.refuses("room", 3, ["d"]) is None
 
 
 def test_no_more_than_a_limit_is_remembered(full: FullSessions) -> None:

@@ -113,7 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.unclear: set[str] = set()
         self.unknown: dict[str, set[str]] = {"t": set(), "g": set()}
         self.told = 0
-        self.full = FullSessions(lambda: 0.0)
+        self.full = FullSessions(lambda: 0.0, 60.0)
         self.last_event = self.newest_event()
 
     @initialize(
