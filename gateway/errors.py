@@ -135,13 +135,15 @@ class MediaTypeUnsupported(ClientError):
 
 
 class TooManyRequests(ClientError):
-    """A limit of `[limits]`: the next request passes after so many seconds."""
+    """A limit of `[limits]`: the next request passes after so many seconds. `account_id`: whose, where it is one of an
+    account."""
 
     status, reason = 429, "too_many_requests"
 
-    def __init__(self, detail: str, retry_after_seconds: int = 1) -> None:
+    def __init__(self, detail: str, retry_after_seconds: int = 1, account_id: str | None = None) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
+        self.account_id = account_id
 
 
 class HeadersTooLarge(ClientError):

@@ -45,6 +45,13 @@ async def take(gate: Gate, decision: Decision, account: Account, counting: Count
         decision.used = int(used)
 
 
+def judge(gate: Gate, decision: Decision, account_id: str | None) -> None:
+    """The cap, where it is at hand: who asks too often costs nothing more."""
+    account = gate.directory.peek_account(account_id) if account_id is not None else None
+    if account is not None and decision.surface is not None:
+        decision.verdict = gate.evaluate(account, decision.surface, decision.now)
+
+
 async def tell(gate: Gate, decision: Decision, account_id: str, error: GatewayError) -> None:
     """What is known of an account that is answered with an error. Only where the client's fault is all that is wrong
     is anything asked for: what has just failed is not asked again."""

@@ -25,7 +25,15 @@ from gateway.admission.decision import Decision, Incoming, Reply
 from gateway.admission.facts import caller, check_path_account
 from gateway.admission.gate import Gate
 from gateway.config import Operation
-from gateway.errors import UNFORESEEN, BodyMalformed, Draining, GatewayError, InternalError, RouteUnknown
+from gateway.errors import (
+    UNFORESEEN,
+    BodyMalformed,
+    Draining,
+    GatewayError,
+    InternalError,
+    RouteUnknown,
+    TooManyRequests,
+)
 from gateway.policy.model import Surface
 from gateway.proxy.addable import addable
 from gateway.proxy.answer import Patience, Ready
@@ -122,7 +130,9 @@ class Dispatcher:
             log.error("request_failed", decision_id=decision.id, operation=decision.operation, exc_info=error)
             return failure(self.gate, decision, InternalError(UNFORESEEN))
         decision.closes = error.closes
-        if decision.account_id is not None:
+        if isinstance(error, TooManyRequests):
+            remaining.judge(self.gate, decision, error.account_id)
+        elif decision.account_id is not None:
             await remaining.tell(self.gate, decision, decision.account_id, error)
         return failure(self.gate, decision, error)
 

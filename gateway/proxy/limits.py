@@ -80,20 +80,20 @@ class Limiter:
 
     def account(self, account_id: str) -> None:
         if self._accounts is not None and (wait := self._accounts.take(account_id, self._clock())):
-            raise self._refusal("account", account_id, wait)
+            raise self._refusal("account", account_id, wait, account_id)
 
     def peer(self, address: str) -> None:
         if self._peers is not None and (wait := self._peers.take(network_of(address), self._clock())):
             raise self._refusal("peer", address, wait)
 
-    def _refusal(self, kind: str, key: str, wait: float) -> TooManyRequests:
+    def _refusal(self, kind: str, key: str, wait: float, account_id: str | None = None) -> TooManyRequests:
         """Counted one by one in the metrics; here a line tells of all since the last one."""
         self._refused += 1
         if self._say.now():
             log.warning("limited", kind=kind, key=key, refused=self._refused)
             self._refused = 0
         seconds = max(1, math.ceil(wait))
-        return TooManyRequests(f"This {kind} asks too often: wait {seconds} s, then more slowly.", seconds)
+        return TooManyRequests(f"This {kind} asks too often: wait {seconds} s, then more slowly.", seconds, account_id)
 
 
 class LimitedIdentity:

@@ -255,6 +255,8 @@ async def test_an_account_that_asks_too_often_is_told_when_to_come_back(limited:
         problem = json.loads(replies[-1].body)
         assert (problem["reason"], problem["status"]) == ("too_many_requests", 429)
         assert 1 <= int(replies[-1].field("retry-after") or 0) <= 2
+        policy = ('"foreign";q=3', None)[number]
+        assert {reply.field("ratelimit-policy") for reply in replies} == {policy}
     other = await many(limited, asks("limited-0", "creator-li", "192.0.2.9"), 1)
     assert other[0].status == 403
     failed = [line for line in limited.gateway.lines() if line.get("event") == "failed"]
