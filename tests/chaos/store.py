@@ -155,7 +155,8 @@ class Sentinels:
 
     async def _keep_two(self) -> None:
         """A master that was replaced follows the new one at once, as an operator beside the Sentinels sees to. They
-        tell it after 10 s, and until then nothing would be replicated."""
+        tell it after 10 s, and until then nothing would be replicated. Never while they promote a replica, which would
+        be undone, and only behind one that is a master itself: two that follow each other are none for ever."""
         while True:
             await asyncio.sleep(KEEP_SECONDS)
             with suppress(redis.RedisError, AssertionError):
@@ -164,6 +165,13 @@ class Sentinels:
     def _follow(self) -> None:
         port = self._master_port()
         current = self._node_of(port)
+        if any(
+            "failover_in_progress" in sentinel.client.sentinel_master(SERVICE)["flags"] for sentinel in self._sentinels
+        ):
+            return
+        with redis.Redis(port=current.port, socket_timeout=0.3) as client:
+            if client.role()[0] != b"master":
+                return
         for node in self._nodes:
             with redis.Redis(port=node.port, socket_timeout=0.3) as client:
                 if node is not current and node.running and not node.paused and client.role()[0] == b"master":
