@@ -154,27 +154,35 @@ class Sentinels:
             await master.begin()
 
     async def _keep_two(self) -> None:
-        """A master that was replaced follows the new one at once, as an operator beside the Sentinels sees to. They
-        tell it after 10 s, and until then nothing would be replicated. Never while they promote a replica, which would
-        be undone, and only behind one that is a master itself: two that follow each other are none for ever."""
+        """A master that was replaced follows the new one soon, as an operator beside the Sentinels sees to. They tell
+        it after 10 s, and until then nothing would be replicated. Only where all of them have agreed for two looks:
+        what they promote, or have just promoted, must not follow the one that it replaces."""
+        agreed: int | None = None
         while True:
             await asyncio.sleep(KEEP_SECONDS)
+            before, agreed = agreed, None
             with suppress(redis.RedisError, AssertionError):
-                await asyncio.to_thread(self._follow)
+                agreed = await asyncio.to_thread(self._agreed_port)
+                if agreed is not None and agreed == before:
+                    await asyncio.to_thread(self._follow, agreed)
 
-    def _follow(self) -> None:
-        port = self._master_port()
+    def _agreed_port(self) -> int | None:
+        """Of the master that every Sentinel names, none of which is replacing it."""
+        told = [sentinel.client.sentinel_master(SERVICE) for sentinel in self._sentinels]
+        ports = {int(master["port"]) for master in told}
+        calm = not any("failover_in_progress" in master["flags"] for master in told)
+        return ports.pop() if calm and len(ports) == 1 else None
+
+    def _follow(self, port: int) -> None:
         current = self._node_of(port)
-        if any(
-            "failover_in_progress" in sentinel.client.sentinel_master(SERVICE)["flags"] for sentinel in self._sentinels
-        ):
-            return
         with redis.Redis(port=current.port, socket_timeout=0.3) as client:
             if client.role()[0] != b"master":
                 return
         for node in self._nodes:
             with redis.Redis(port=node.port, socket_timeout=0.3) as client:
-                if node is not current and node.running and not node.paused and client.role()[0] == b"master":
+                stray = node is not current and node.running and not node.paused and client.role()[0] == b"master"
+                # To ask a node that is paused took its time: whom they name may be another by now.
+                if stray and self._agreed_port() == port:
                     client.execute_command("REPLICAOF", "127.0.0.1", port)
 
     async def heal(self) -> None:
