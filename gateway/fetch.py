@@ -3,14 +3,14 @@
 What the directory, the upstream's list and the signing keys have in common: a GET whose answer is worthless
 in part. A failure is data, not an exception, so that a caller decides what it means: serve what is known,
 refuse, or try again. Redirects are answers, never followed: who could redirect could otherwise choose what is
-believed. The directory, which is asked all the time, has connections of its own (`upstream.lookups`).
+believed. The directory, which is asked all the time, and the lists have connections of their own
+(`upstream.lookups`); the signing keys, which may be anywhere, are had with `get`.
 
 Knows nothing about what a document means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -24,11 +24,8 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class Answer(NamedTuple):
-    """`links`: the values of its Link fields."""
-
     status: int
     body: bytes
-    links: Sequence[str] = ()
 
 
 class Failure(NamedTuple):
@@ -39,27 +36,21 @@ class Failure(NamedTuple):
     timed_out: bool = False
 
 
-async def get(
-    http: aiohttp.ClientSession,
-    url: URL,
-    *,
-    limit_bytes: int,
-    timeout_seconds: float,
-    connect_timeout_seconds: float | None = None,
-) -> Answer | Failure:
-    """The answer to one GET. `timeout_seconds` bounds it from the wait for a connection to the last byte,
-    `connect_timeout_seconds` the wait alone."""
-    timeout = aiohttp.ClientTimeout(
-        total=timeout_seconds, connect=connect_timeout_seconds, sock_connect=connect_timeout_seconds
-    )
+def late(limit_seconds: float, cause: str = "") -> Failure:
+    return Failure(f"no whole answer came within {limit_seconds:g} s", cause, timed_out=True)
+
+
+async def get(http: aiohttp.ClientSession, url: URL, *, limit_bytes: int, timeout_seconds: float) -> Answer | Failure:
+    """The answer to one GET. `timeout_seconds` bounds it from the wait for a connection to the last byte."""
+    timeout = aiohttp.ClientTimeout(total=timeout_seconds)
     try:
         async with http.get(url, headers=HEADERS, allow_redirects=False, timeout=timeout) as response:
             body = await _read(response, limit_bytes)
             if body is None:
                 return Failure(f"the answer is longer than {limit_bytes} bytes")
-            return Answer(response.status, body, response.headers.getall("Link", ()))
+            return Answer(response.status, body)
     except TimeoutError:
-        return Failure(f"no whole answer came within {timeout_seconds:g} s", timed_out=True)
+        return late(timeout_seconds)
     except (aiohttp.ClientError, OSError) as error:
         return Failure("no whole answer could be had", f"{type(error).__name__}: {error}")
 

@@ -21,6 +21,7 @@ from gateway.errors import SessionUnknown, UpstreamTimeout, UpstreamUnreachable
 from gateway.policy.model import Product
 from gateway.tasks import within
 from gateway.upstream.lookups import Lookups
+from gateway.upstream.pool import UpstreamAnswer
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +74,7 @@ async def list_products(lookups: Lookups, config: Config, session_id: str) -> tu
         async with within(limit_seconds):
             answer = await lookups.get(path)
     except TimeoutError:
-        answer = fetch.Failure(f"no whole answer came within {limit_seconds:g} s", timed_out=True)
+        answer = fetch.late(limit_seconds)
     if isinstance(answer, fetch.Failure):
         log.warning("list_failed", session_id=session_id, why=answer.why, cause=answer.cause)
         error = UpstreamTimeout if answer.timed_out else UpstreamUnreachable
@@ -87,7 +88,7 @@ async def list_products(lookups: Lookups, config: Config, session_id: str) -> tu
     return _whole(answer, session_id)
 
 
-def _whole(answer: fetch.Answer, session_id: str) -> tuple[Product, ...]:
+def _whole(answer: UpstreamAnswer, session_id: str) -> tuple[Product, ...]:
     listed = fetch.decode(_decoder, answer.body)
     if isinstance(listed, fetch.Failure):
         raise UpstreamUnreachable(f"The product list of session {session_id} can't be used: {listed.why}.")
@@ -114,11 +115,13 @@ def _more(listed: _List) -> str:
     return ""
 
 
-def _next_link(answer: fetch.Answer) -> str:
+def _next_link(answer: UpstreamAnswer) -> str:
     """RFC 8288: pages may be announced in a Link header."""
-    for link in answer.links:
-        for parameter in link.replace(",", ";").split(";"):
-            name, _, value = parameter.partition("=")
-            if name.strip().lower() == "rel" and "next" in value.strip().strip('"').lower().split():
+    for name, value in answer.headers:
+        if name.lower() != b"link":
+            continue
+        for parameter in value.decode("latin-1").replace(",", ";").split(";"):
+            key, _, kinds = parameter.partition("=")
+            if key.strip().lower() == "rel" and "next" in kinds.strip().strip('"').lower().split():
                 return "Link"
     return ""

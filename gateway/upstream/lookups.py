@@ -12,7 +12,7 @@ import msgspec
 
 from gateway import config, fetch
 from gateway.errors import UpstreamTimeout, UpstreamUnreachable
-from gateway.upstream.pool import Pool, Stale, Unanswered, UpstreamAnswer
+from gateway.upstream.pool import UPSTREAM, Pool, Stale, Unanswered, UpstreamAnswer
 
 _FIELDS = b"Accept: application/json\r\nAccept-Encoding: identity\r\n"
 
@@ -30,7 +30,7 @@ class Lookups:
         timeout_seconds: float,
         max_connections: int,
         clock: Callable[[], float],
-        named: str = "The upstream at upstream.url",
+        named: str = UPSTREAM,
     ) -> None:
         self._timeout_seconds = timeout_seconds
         settings = msgspec.structs.replace(
@@ -42,22 +42,18 @@ class Lookups:
         )
         self._pool = Pool(settings, clock, named=named)
 
-    async def get(self, path: str) -> fetch.Answer | fetch.Failure:
+    async def get(self, path: str) -> UpstreamAnswer | fetch.Failure:
         """The answer to one GET of a path, percent-encoded, with its query. Asked once more where a kept connection
         turns out to be closed: it changes nothing. Raises `Overloaded` where no connection comes free."""
         try:
             try:
-                answer = await self._ask(path)
+                return await self._ask(path)
             except (Unanswered, Stale):
-                answer = await self._ask(path)
+                return await self._ask(path)
         except UpstreamTimeout as error:
-            return fetch.Failure(
-                f"no whole answer came within {self._timeout_seconds:g} s", error.detail, timed_out=True
-            )
+            return fetch.late(self._timeout_seconds, error.detail)
         except UpstreamUnreachable as error:
             return fetch.Failure("no whole answer could be had", error.detail)
-        links = [value.decode("latin-1") for name, value in answer.headers if name.lower() == b"link"]
-        return fetch.Answer(answer.status, answer.body, links)
 
     async def _ask(self, path: str) -> UpstreamAnswer:
         return await self._pool.request("GET", path, (), None, lines=_FIELDS)

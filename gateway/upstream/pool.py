@@ -34,6 +34,7 @@ SMALL_BYTES = 262_144
 TAKER_SECONDS = 60.0
 """For so long who takes a longer one may take nothing: it waits for a client, whose patience has a limit of its own."""
 
+UPSTREAM = "The upstream at upstream.url"
 _MEANT_TO_HAVE_A_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 
@@ -261,7 +262,7 @@ class Pool:
         clock: Callable[[], float],
         routes: Iterable[str] = (),
         *,
-        named: str = "The upstream at upstream.url",
+        named: str = UPSTREAM,
     ) -> None:
         self._named = named
         parts = urlsplit(config.url)
